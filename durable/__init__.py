@@ -1,0 +1,1 @@
+"""Durable workflows for Python on the database you already have."""

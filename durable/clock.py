@@ -1,0 +1,45 @@
+"""The two places where real time enters: the host's clock, and the database's as seen from here.
+
+The only module that asks ``datetime.now``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+
+class HostClock:
+    """This machine's clock. SQLite's and the default of memory."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def call_at(self, when: datetime, callback: Callable[[], None]) -> Callable[[], None]:
+        loop = asyncio.get_running_loop()
+        return loop.call_later((when - self.now()).total_seconds(), callback).cancel
+
+
+class ServerClock(HostClock):
+    """A database server's clock, carried forward by this machine's monotonic clock.
+
+    Each answer of the server that holds its time is an observation: the true time lay between the sending and
+    the receiving. The estimate counts from the sending, so it is never behind the server by more than the
+    drift since the last observation, and a timer made from it never ends early. Steps of the application
+    host's wall clock do not reach it.
+    """
+
+    def __init__(self) -> None:
+        self._server: datetime | None = None
+        self._sent = 0.0
+
+    def observe(self, server_now: datetime, sent: float) -> None:
+        """The server said ``server_now`` in answer to a statement sent at ``time.monotonic() == sent``."""
+        self._server, self._sent = server_now, sent
+
+    def now(self) -> datetime:
+        if self._server is None:
+            return super().now()
+        return self._server + timedelta(seconds=time.monotonic() - self._sent)

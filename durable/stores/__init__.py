@@ -1,0 +1,1 @@
+"""The stores: the seam of ``durable.store`` over memory, SQLite and Postgres."""
