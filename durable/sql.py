@@ -62,9 +62,9 @@ def _in_schema(text: str, schema: str) -> str:
 
 
 def _root() -> Path:
-    """``sql/`` beside the modules in an installed wheel, at the top of the repository in a checkout."""
+    """``durable/_sql/`` in an installed wheel (this module has the shorter name), ``sql/`` in a checkout."""
     package = Path(__file__).parent
-    for root in (package / "sql", package.parent / "sql"):
+    for root in (package / "_sql", package.parent / "sql"):
         if root.is_dir():
             return root
-    raise ConfigurationError(f"the SQL files of durable are missing: looked in {package / 'sql'} and beside it")
+    raise ConfigurationError(f"the SQL files of durable are missing: neither {package / '_sql'} nor ../sql exists")
