@@ -1,0 +1,75 @@
+# Every command works alone on a fresh clone with Python 3.11 or newer: the environment in .venv is made when it is
+# missing, and again when the pinned versions change. What CI does, it does through these targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := $(wildcard durable tests examples benchmarks)
+# Two processes: the suite waits for the database and for child processes more than for the processor.
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
+
+.PHONY: help
+help:  ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+
+$(STAMP): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "durable needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo missing)." >&2; \
+		  echo "Name another one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version)"
+	@rm -f $@
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r constraints.txt
+	@# Hashes and editable installs do not mix: the package comes second, built by the hatchling pinned above.
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: setup
+setup: $(STAMP)  ## Make the environment in .venv (the other targets do it by themselves)
+
+.PHONY: demo
+demo: $(STAMP)  ## 500 orders, two workers, one killed; DATABASE_URL=postgresql://… for Postgres instead of a file
+	@DATABASE_URL="$(DATABASE_URL)" $(BIN)/python examples/orders/demo.py
+
+.PHONY: test
+test: $(STAMP)  ## All tests, on memory, SQLite and a Postgres that is found or started
+	@$(PYTEST) $(ARGS)
+
+.PHONY: check
+check: $(STAMP)  ## Format, lint, types (mypy and pyright, strict) and the structure of the project
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/mypy $(SOURCES)
+	@$(BIN)/pyright --version >/dev/null 2>&1 || \
+		{ echo "pyright could not fetch its own package (npm registry unreachable): its check did not run." >&2; exit 1; }
+	@$(BIN)/pyright $(SOURCES)
+	@$(BIN)/pytest -q tests/project/test_structure.py tests/project/test_exports.py $(wildcard tests/typing)
+
+.PHONY: fmt
+fmt: $(STAMP)  ## Format, and repair what can be repaired
+	@$(BIN)/ruff check --fix-only --quiet $(SOURCES)
+	@$(BIN)/ruff format $(SOURCES)
+
+.PHONY: bench
+bench: $(STAMP)  ## Steps and runs per second of one worker process on Postgres
+	@$(BIN)/python benchmarks/throughput.py $(ARGS)
+
+.PHONY: lock
+lock: $(STAMP)  ## Pin the newest versions anew, with hashes, for every supported Python
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check uv
+	@{ sed '/^$$/q' constraints.txt; \
+	   $(BIN)/uv pip compile --no-config --universal --python-version 3.11 --extra dev --generate-hashes --upgrade --quiet \
+	     --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml; } > constraints.new
+	@mv constraints.new constraints.txt
+
+.PHONY: clean
+clean:  ## Remove the environment and what tools left behind
+	@rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
