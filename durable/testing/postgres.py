@@ -20,6 +20,7 @@ import importlib.util
 import os
 import secrets
 import shutil
+import socket
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,9 +138,10 @@ def _given() -> Source | None:
 
 def _local() -> Source | None:
     on_path = shutil.which("postgres")
-    found = sorted(_DEBIAN.glob("*/bin"), reverse=True)
-    # A link on PATH leads to the directory that also holds the other programs and ../share.
-    for bin_dir in [*([Path(on_path).resolve().parent] if on_path else []), *found]:
+    found = sorted(_DEBIAN.glob("*/bin/postgres"), reverse=True)
+    for program in [*([Path(on_path)] if on_path else []), *found]:
+        # Where a link leads to, there are the other programs and ../share.
+        bin_dir = program.resolve().parent
         if version := version_of(bin_dir, server_account()):
             line = f"Postgres for tests: PostgreSQL {version} of this machine ({bin_dir})"
             return Source(line, _starter(bin_dir, line))
@@ -172,6 +174,9 @@ def _starter(bin_dir: Path, line: str) -> Callable[[bool], PostgresServer]:
 def _docker() -> Source | None:
     if importlib.util.find_spec("docker") is None or importlib.util.find_spec("testcontainers") is None:
         return None
+    host = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    if host.startswith("unix://") and not _listens(host.removeprefix("unix://")):
+        return None
     docker: Any = importlib.import_module("docker")
     try:
         with contextlib.closing(docker.from_env(timeout=2)) as client:
@@ -190,6 +195,17 @@ def _docker() -> Source | None:
         return Container(line, durable=durable)
 
     return Source(line, start)
+
+
+def _listens(path: str) -> bool:
+    """Asked first, since the Docker library takes 0.2 s to import and leaks its socket when the connection fails."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(2)
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
 
 
 # -- roles ----------------------------------------------------------------------------------------
