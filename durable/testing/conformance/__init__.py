@@ -1,0 +1,37 @@
+"""The suite that every store has to pass, as library code: bring a fixture, and your store runs it.
+
+    class TestMyStore(StoreConformance):
+        @pytest.fixture
+        async def harness(self) -> AsyncIterator[StoreHarness]:
+            ...
+
+The tests are coroutines, so pytest needs a plugin that runs them (here pytest-asyncio in its auto mode). Call
+``pytest.register_assert_rewrite("durable.testing.conformance")`` in ``conftest.py`` to see what differs when one
+fails. No test sleeps: where time is the subject, it waits for the store's clock, or moves a virtual one.
+"""
+
+from durable.testing.conformance.claims import ClaimConformance
+from durable.testing.conformance.commits import CommitConformance
+from durable.testing.conformance.fences import FenceConformance
+from durable.testing.conformance.harness import StoreHarness
+from durable.testing.conformance.hostile import HostileConformance
+from durable.testing.conformance.life import LifeConformance
+from durable.testing.conformance.reads import ReadConformance
+from durable.testing.conformance.triggers import TriggerConformance
+from durable.testing.conformance.workers import WorkerConformance
+
+
+class StoreConformance(
+    LifeConformance,
+    TriggerConformance,
+    ClaimConformance,
+    CommitConformance,
+    FenceConformance,
+    WorkerConformance,
+    ReadConformance,
+    HostileConformance,
+):
+    """All of it. A subclass provides the fixture ``harness``."""
+
+
+__all__ = ["StoreConformance", "StoreHarness"]

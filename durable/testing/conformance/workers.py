@@ -1,0 +1,197 @@
+"""Workers: the lease, its renewal and its end, and what becomes of the runs of one that died."""
+
+# ruff: noqa: N802 - tests are named after the promise that they keep
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from uuid import uuid4
+
+from durable import states
+from durable.model import Kind, State
+from durable.store import Store
+from durable.testing.conformance.harness import NEVER, StoreHarness, Worker, claimed, create, new_run, read, record
+from durable.testing.conformance.writes import ERROR
+
+_R, _C = State.RUNNING, State.COMPENSATING
+
+
+class WorkerConformance:
+    # -- the lease --------------------------------------------------------------------------------
+
+    async def test_a_renewal_extends_the_lease_and_names_the_next_expiry(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        worker, other = await Worker.start(store, lease=5), await Worker.start(store, lease=30)
+        alone = await asyncio.to_thread(store.renew, other.id, 30.0)
+        assert alone.alive
+        assert abs(alone.now - store.clock.now()) < timedelta(seconds=5)
+        assert alone.next_expiry is not None
+        assert alone.next_expiry - alone.now <= timedelta(seconds=5)
+        assert (await asyncio.to_thread(store.renew, worker.id, 600.0)).alive
+        later = await asyncio.to_thread(store.renew, other.id, 30.0)
+        assert later.next_expiry is not None
+        assert later.next_expiry - later.now > timedelta(seconds=500)
+        assert await store.reap() == 0
+
+    async def test_the_only_worker_has_no_expiry_to_wait_for(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        worker = await Worker.start(store)
+        assert (await asyncio.to_thread(store.renew, worker.id, 30.0)).next_expiry is None
+
+    async def test_P11_registering_again_changes_nothing(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        worker, one = await claimed(store)
+        await store.register(worker.id, 60.0)
+        assert await store.owned(worker.id) == [one.ref]
+        await worker.apply(one, change=states.complete(_R, "1"))
+
+    async def test_a_renewal_of_a_reaped_worker_does_not_revive_it(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        (run_id,) = await create(store)
+        worker = await Worker.start(store)
+        await harness.expire(worker.id)
+        assert await store.reap() == 0  # it held nothing
+        for _ in range(2):
+            assert not (await asyncio.to_thread(store.renew, worker.id, 60.0)).alive
+            assert (await worker.claim()).runs == []
+        assert (await read(store, run_id)).owner is None
+
+    async def test_a_lease_that_was_renewed_in_time_is_not_reaped(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        worker, one = await claimed(store)
+        dead = await Worker.start(store)
+        await harness.expire(dead.id)
+        assert (await asyncio.to_thread(store.renew, worker.id, 60.0)).next_expiry is not None
+        assert await store.reap() == 0
+        await worker.apply(one, record(1), change=states.complete(_R, "1"))
+
+    # -- leaving ----------------------------------------------------------------------------------
+
+    async def test_P03_a_worker_that_leaves_frees_its_runs_without_a_takeover(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        worker, one = await claimed(store)
+        await worker.apply(one, record(1))
+        for _ in range(2):  # sent again: no change
+            await store.unregister(worker.id)
+            run = await read(store, one.run.id)
+            assert (run.state, run.owner, run.claim, run.takeovers) == (State.PENDING, None, 1, 0)
+            assert [entry.key for entry in await store.history(run.id)] == ["s1"]
+        assert await store.owned(worker.id) == []
+        assert await store.reap() == 0
+        again = await (await Worker.start(store)).take()
+        assert (again.run.claim, len(again.records or ())) == (2, 1)
+        await store.unregister(str(uuid4()))
+
+    # -- dying ------------------------------------------------------------------------------------
+
+    async def test_P47_a_takeover_is_recorded_once_and_names_the_dead_worker(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        worker, one = await claimed(store)
+        await worker.apply(one, record(1), record(2))
+        await harness.expire(worker.id)
+        assert await store.reap() == 1
+        assert await store.reap() == 0
+        run = await read(store, one.run.id)
+        assert (run.state, run.owner, run.takeovers, run.ended_at) == (State.PENDING, None, 1, None)
+        assert run.ready_at is not None
+        *_, last = await store.history(run.id)
+        assert (last.seq, last.key, last.kind, last.worker) == (3, "/takeover/1", Kind.TAKEOVER, worker.id)
+        assert abs(last.at - store.clock.now()) < timedelta(seconds=5)
+        assert last.at.utcoffset() == timedelta(0)
+        again = await (await Worker.start(store)).take()
+        assert [entry.seq for entry in again.records or ()] == [1, 2, 3]
+
+    async def test_reapers_at_once_take_over_each_run_once(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        stores = [store, await harness.another()]
+        ids = await create(store, *(new_run() for _ in range(60)))
+        for _ in range(3):
+            worker = await Worker.start(store)
+            assert len((await worker.claim(limit=20)).runs) == 20
+            await harness.expire(worker.id)
+        assert sum(await asyncio.gather(*(stores[n % 2].reap() for n in range(8)))) == 60
+        for run_id in ids:
+            assert [entry.key for entry in await store.history(run_id)] == ["/takeover/1"]
+            assert (await read(store, run_id)).takeovers == 1
+
+    async def test_only_what_the_dead_worker_held_is_taken_over(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        await create(store, *(new_run() for _ in range(4)))
+        worker, other = await Worker.start(store), await Worker.start(store)
+        parked, completed, held = (await worker.claim(limit=3)).runs
+        theirs = await other.take()
+        await worker.apply(parked, change=states.park(_R, ready_at=NEVER, wakes=parked.wakes))
+        await worker.apply(completed, change=states.complete(_R, "1"))
+        await harness.expire(worker.id)
+        assert await store.reap() == 1
+        assert await store.owned(worker.id) == []
+        states_now = [(await read(store, one.run.id)).state for one in (parked, completed, held, theirs)]
+        assert states_now == [State.SLEEPING, State.COMPLETED, State.PENDING, State.RUNNING]
+        await other.apply(theirs, record(1))
+
+    async def test_P06_the_fifth_takeover_without_progress_is_the_last(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        (poison,) = await create(store)
+        for count in range(1, 6):
+            await _claim_and_die(harness, store)
+            run = await read(store, poison)
+            assert (run.takeovers, run.claim) == (count, count)
+            assert run.state is (State.PENDING if count < 5 else State.DEAD_LETTER)
+        assert (run.owner, run.ready_at) == (None, None)
+        assert run.ended_at is not None
+        keys = [entry.key for entry in await store.history(poison)]
+        assert keys == [f"/takeover/{claim}" for claim in range(1, 6)]
+        assert [ended.id for ended in await store.ended([poison])] == [poison]
+        (neighbour,) = await create(store)
+        assert (await (await Worker.start(store)).take()).run.id == neighbour
+
+    async def test_P06_progress_starts_the_count_again(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        (run_id,) = await create(store)
+        for _ in range(4):
+            await _claim_and_die(harness, store)
+        worker = await Worker.start(store)
+        one = await worker.take()
+        assert one.run.takeovers == 4
+        await worker.apply(one, record(5))
+        assert (await read(store, run_id)).takeovers == 0
+        await worker.apply(one, change=states.release(_R))
+        for _ in range(4):
+            await _claim_and_die(harness, store)
+        assert (await read(store, run_id)).state is State.PENDING
+        await _claim_and_die(harness, store)
+        assert (await read(store, run_id)).state is State.DEAD_LETTER
+
+    async def test_P06_a_claim_without_a_new_record_is_no_progress(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        (run_id,) = await create(store)
+        await _claim_and_die(harness, store)
+        worker = await Worker.start(store)
+        one = await worker.take()
+        await worker.apply(one, change=states.release(_R))
+        assert (await read(store, run_id)).takeovers == 1
+
+    async def test_P06_the_limit_is_the_callers(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        (run_id,) = await create(store)
+        await _claim_and_die(harness, store, limit=2)
+        assert (await read(store, run_id)).state is State.PENDING
+        await _claim_and_die(harness, store, limit=2)
+        assert (await read(store, run_id)).state is State.DEAD_LETTER
+
+    async def test_P06_a_run_given_up_in_compensation_keeps_its_error(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        worker, one = await claimed(store)
+        await worker.apply(one, record(1), change=states.compensate(_R, ERROR))
+        await harness.expire(worker.id)
+        assert await store.reap(limit=1) == 1
+        run = await read(store, one.run.id)
+        assert (run.state, run.error) == (State.DEAD_LETTER, ERROR)
+
+
+async def _claim_and_die(harness: StoreHarness, store: Store, limit: int = 5) -> None:
+    worker = await Worker.start(store)
+    await worker.take()
+    await harness.expire(worker.id)
+    assert await store.reap(limit) == 1

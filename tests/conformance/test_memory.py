@@ -1,0 +1,44 @@
+"""The memory store passes the suite, on the host's clock and on a virtual one."""
+
+from __future__ import annotations
+
+import pytest
+
+from durable.stores.memory import MemoryStore
+from durable.testing import VirtualClock
+from durable.testing.conformance import StoreConformance, StoreHarness
+
+
+class MemoryHarness:
+    """The same object is its own other process: engines share a `MemoryStore`."""
+
+    has_schema = False
+
+    def __init__(self, clock: VirtualClock | None = None) -> None:
+        self._clock = clock
+        self._store = MemoryStore(clock)
+
+    async def fresh(self) -> MemoryStore:
+        await self._store.open()
+        return self._store
+
+    bare = fresh
+
+    async def another(self) -> MemoryStore:
+        await self._store.open()
+        return self._store
+
+    async def expire(self, worker: str) -> None:
+        self._store.expire(worker)
+
+
+class TestMemory(StoreConformance):
+    @pytest.fixture
+    def harness(self) -> StoreHarness:
+        return MemoryHarness()
+
+
+class TestMemoryOnVirtualTime(StoreConformance):
+    @pytest.fixture
+    def harness(self) -> StoreHarness:
+        return MemoryHarness(VirtualClock())
