@@ -1,0 +1,212 @@
+"""One connection to the file: how it is opened, how it waits for other writers, and what its errors mean.
+
+Everything here blocks, and belongs on a thread of its own. It knows nothing of runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from durable.errors import ConfigurationError, DurableError, PayloadError, SchemaTooNew, StoreUnavailable
+from durable.sql import Migration
+
+T = TypeVar("T")
+
+
+class Refused(PayloadError):
+    """One of our own triggers refused a statement; nothing was written."""
+
+
+_OLDEST = (3, 38, 0)  # the JSON operators and STRICT tables
+
+# SQLite's own waiting backs off to 100 ms between two tries, and then misses the gap that a busy process leaves
+# after each of its transactions. So it waits 3 ms at most, and we try again.
+_TRY = 0.003
+_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
+_REFUSED_DATA = frozenset({sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH})
+
+# Closing any descriptor of a file drops all of the process's locks on it, SQLite's too. So nobody of this
+# process may have the new file open before the descriptor that created it is closed.
+_creating = threading.Lock()
+
+
+class Connection:
+    """A connection for one thread at a time.
+
+    Args:
+        path: Absolute path of the file; it is created when it is missing, readable by its owner alone.
+        statements: All named statements; those called ``session_…`` are run once.
+        patience: Seconds to wait for other writers.
+
+    Raises:
+        StoreUnavailable: The file cannot be opened.
+        ConfigurationError: It is not a database, or this SQLite is too old.
+    """
+
+    def __init__(self, path: Path, statements: dict[str, str], patience: float) -> None:
+        if sqlite3.sqlite_version_info < _OLDEST:
+            raise ConfigurationError(
+                f"SQLite {'.'.join(map(str, _OLDEST))} or newer is needed, this Python has {sqlite3.sqlite_version}"
+            )
+        self._path = path
+        self._statements = statements
+        self._patience = patience
+        _create_file(path)
+        try:
+            self._raw = sqlite3.connect(
+                path, timeout=_TRY, isolation_level=None, check_same_thread=False, cached_statements=100
+            )
+        except sqlite3.Error as error:
+            raise self._translated(error) from error
+        try:
+            self._patiently(self._prepare)
+        except BaseException:
+            self._raw.close()
+            raise
+
+    def close(self) -> None:
+        try:
+            self._raw.close()
+        except sqlite3.Error as error:
+            raise self._translated(error) from error
+
+    def value(self, statement: str, parameters: dict[str, Any] | None = None) -> Any:
+        """The first column of the first row of a named statement; None without a row."""
+        return self._patiently(lambda: self._one(statement, parameters or {}))
+
+    def write(self, statement: str, parameters: Callable[[], tuple[Any, ...] | dict[str, Any]]) -> int:
+        """Run a named statement, a whole transaction; how many rows it changed.
+
+        ``parameters`` is called again for every try: what holds the time must not be as old as the wait.
+        """
+        return self._patiently(lambda: self._raw.execute(self._statements[statement], parameters()).rowcount)
+
+    def migrate(self, migrations: list[Migration], now: Callable[[], int]) -> None:
+        """Apply those of ``migrations`` that are missing, in one transaction."""
+        self._patiently(lambda: self._raw.execute("BEGIN IMMEDIATE"))
+        try:
+            version = self.schema_version()
+            if version > len(migrations):
+                raise SchemaTooNew(
+                    f"{self._path} has schema version {version}, this code knows {len(migrations)}: "
+                    "deploy a newer version of the application"
+                )
+            for migration in migrations[version:]:
+                for sql in _split(migration.sql):
+                    self._raw.execute(sql)
+                parameters = {"version": migration.version, "name": migration.name, "now": now()}
+                self._raw.execute(self._statements["migrated"], parameters)
+            self._raw.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise self._translated(error) from error
+        finally:
+            if self._raw.in_transaction:
+                self._raw.execute("ROLLBACK")
+
+    def schema_version(self) -> int:
+        return self.value("schema_version") if self.value("has_schema") else 0
+
+    def _one(self, statement: str, parameters: dict[str, Any]) -> Any:
+        row = self._raw.execute(self._statements[statement], parameters).fetchone()
+        return None if row is None else row[0]
+
+    def _prepare(self) -> None:
+        mode = self._raw.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":
+            raise ConfigurationError(
+                f"{self._path} cannot use write-ahead logging (it stays in mode {mode!r}): put it on a local disk"
+            )
+        for pragma in ("synchronous = FULL", "temp_store = MEMORY", "cache_size = -65536"):
+            self._raw.execute(f"PRAGMA {pragma}")
+        for name, sql in self._statements.items():
+            if name.startswith("session_"):
+                self._raw.execute(sql)
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                return action()
+            except sqlite3.Error as error:
+                if not _is_busy(error) or time.monotonic() >= deadline:
+                    raise self._translated(error) from error
+            except (UnicodeEncodeError, OverflowError) as error:
+                raise PayloadError(f"text or a number that SQLite cannot store: {error}") from error
+            time.sleep(0.0005)
+
+    def _translated(self, error: sqlite3.Error) -> DurableError:
+        code = _code(error)
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_CONSTRAINT_TRIGGER:
+            return Refused(str(error))
+        if _is_busy(error):
+            return StoreUnavailable(
+                f"{self._path}: another process has been writing for {self._patience:g} s; nothing was written"
+            )
+        if isinstance(error, sqlite3.DataError) or code in _REFUSED_DATA:
+            return PayloadError(f"SQLite refuses the data: {error}")
+        if code == sqlite3.SQLITE_NOTADB:
+            return ConfigurationError(f"{self._path} is not a SQLite database: name another file, or remove it")
+        if code == sqlite3.SQLITE_FULL:
+            return StoreUnavailable(f"{self._path}: the disk is full; nothing was written")
+        if code == sqlite3.SQLITE_ERROR:  # the statement and the schema do not fit: sending it again is no use
+            return ConfigurationError(f"{self._path}: {error}")
+        return StoreUnavailable(f"{self._path}: {error}")
+
+
+def _code(error: sqlite3.Error) -> int:
+    """The primary result code; 0 when the driver itself raised."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return _code(error) in _BUSY
+
+
+def _create_file(path: Path) -> None:
+    """Create the file readable by its owner alone; SQLite gives its -wal and -shm the same mode.
+
+    Raises:
+        StoreUnavailable: It cannot be created, or not be written.
+    """
+    with _creating:
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        except FileExistsError:
+            _check_existing(path)
+            return
+        except FileNotFoundError:
+            raise StoreUnavailable(f"{path} cannot be created: the directory {path.parent} does not exist") from None
+        except OSError as error:
+            raise StoreUnavailable(f"{path} cannot be created: {error.strerror}") from error
+        try:
+            os.fchmod(descriptor, 0o600)  # a umask can have taken rights of the owner too
+        finally:
+            os.close(descriptor)
+
+
+def _check_existing(path: Path) -> None:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ConfigurationError(f"{path} is not a file: name the database file itself")
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise StoreUnavailable(f"{path} cannot be read and written by this user: correct its permissions")
+    if not os.access(path.parent, os.W_OK):
+        raise StoreUnavailable(f"{path.parent} cannot be written by this user: SQLite keeps its log beside {path.name}")
+
+
+def _split(script: str) -> list[str]:
+    """The statements of ``script``; executescript would commit the transaction that they stand in."""
+    found: list[str] = []
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            found.append(statement)
+            statement = ""
+    return found

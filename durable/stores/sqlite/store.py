@@ -1,0 +1,348 @@
+"""The seam over one SQLite file.
+
+SQLite has one writer at a time, also between processes, so everything here is about holding its lock briefly:
+each writing verb is one statement with one document (``sql/sqlite/queries``), and after a write the thread
+leaves a gap when somebody else writes too. A process that is stopped *inside* its write transaction stops all
+writers until it goes on or dies.
+
+It knows nothing of the engine. Everything that blocks runs on the store's thread, except ``renew``, which has
+a connection of its own: a blocked event loop or a long flush must not cost the lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from durable.clock import HostClock
+from durable.errors import RunNotFound, StoreUnavailable
+from durable.model import (
+    Claimed,
+    ClaimedRun,
+    Created,
+    NewRun,
+    Outcome,
+    Record,
+    Renewal,
+    Run,
+    RunFilter,
+    RunRef,
+    RunSummary,
+    RunWrite,
+)
+from durable.sql import migrations, statements
+from durable.store import Hint, Route
+from durable.stores.sqlite import documents
+from durable.stores.sqlite.connection import Connection, Refused
+from durable.stores.sqlite.thread import StoreThread
+
+T = TypeVar("T")
+
+_log = logging.getLogger("durable.sqlite")
+
+_PATIENCE = 8.0  # seconds a call waits for other writers; every one of them is done in milliseconds
+_RENEW_PATIENCE = 3.0  # a heartbeat that found no gap so long is better sent again
+_LOOK_EVERY = 0.015  # seconds between two looks for other processes' commits; one takes 2 µs
+_GAP = 0.001  # seconds left to others after a write
+_NEIGHBOUR = 1.0  # seconds for which a process that has written counts as still writing
+_MAX_DOCUMENT = 64 * 1024 * 1024  # characters a statement; SQLite's own limit is 1,000,000,000 bytes
+
+
+class SQLiteStore:
+    """All runs in one SQLite file, which several processes of one machine may share.
+
+    Args:
+        path: The file. Relative paths are taken from the directory the process is in now. It is created when
+            it is missing, readable and writable by its owner alone.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path).absolute()
+        self._clock = HostClock()
+        self._opened = 0
+        self._process = 0
+        self._opening: asyncio.Future[None] | None = None
+        self._thread: StoreThread | None = None
+        self._connection: Connection | None = None
+        self._statements: dict[str, str] = {}
+        self._renewing = threading.Lock()
+        self._renewer: Connection | None = None
+        self._turn = 0  # which route the next claim begins with
+        self._subscribers: dict[object, tuple[asyncio.AbstractEventLoop, Callable[[Hint], None]]] = {}
+        self._data_version = 0
+        self._neighbour_seen = float("-inf")
+
+    def __repr__(self) -> str:
+        return f"<SQLiteStore {self._path}>"
+
+    @property
+    def clock(self) -> HostClock:
+        return self._clock
+
+    @property
+    def url(self) -> str:
+        return f"sqlite:///{self._path}"
+
+    # -- life -------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        self._opened += 1
+        if self._opened == 1:
+            self._process = os.getpid()
+            self._statements = dict(statements("sqlite"))
+            self._thread = StoreThread(f"durable-sqlite-{self._path.name}", _LOOK_EVERY)
+            self._opening = self._thread.call(self._connect)
+        assert self._opening is not None
+        try:
+            await asyncio.shield(self._opening)
+        except BaseException:
+            await self.close()
+            raise
+        self._on_duty()
+
+    async def close(self) -> None:
+        self._opened -= 1
+        if self._opened > 0:
+            return
+        thread, self._thread = self._thread, None
+        if thread is not None and self._process == os.getpid():
+            await thread.call(self._disconnect)
+            await thread.stop()
+
+    def _connect(self) -> None:
+        self._connection = Connection(self._path, self._statements, _PATIENCE)
+        self._data_version = self._connection.value("data_version")
+
+    def _disconnect(self) -> None:
+        with self._renewing:
+            renewer, self._renewer = self._renewer, None
+        for connection in (renewer, self._connection):
+            if connection is not None:
+                connection.close()
+        self._connection = None
+
+    async def schema_version(self) -> int:
+        return await self._read(lambda db: db.schema_version())
+
+    @property
+    def latest_version(self) -> int:
+        return len(migrations("sqlite"))
+
+    async def migrate(self) -> None:
+        await self._read(lambda db: db.migrate(migrations("sqlite"), self._now))
+
+    # -- workers ----------------------------------------------------------------------------------
+
+    async def register(self, worker: str, lease: float) -> None:
+        await self._write(lambda db: db.write("register", lambda: self._lease(worker, lease)))
+
+    def renew(self, worker: str, lease: float) -> Renewal:
+        with self._renewing:
+            if self._thread is None or self._process != os.getpid():
+                raise StoreUnavailable(f"{self._path} is not open")
+            if self._renewer is None:
+                self._renewer = Connection(self._path, self._statements, _RENEW_PATIENCE)
+            alive = self._renewer.write("renew", lambda: self._lease(worker, lease)) > 0
+            others = self._renewer.value("next_expiry", {"worker": worker})
+        return Renewal(alive, self._clock.now(), None if others is None else documents.moment(others))
+
+    async def unregister(self, worker: str) -> None:
+        await self._write(lambda db: db.write("reap", lambda: (self._now(), worker, None)))
+
+    async def reap(self, limit: int = 5) -> int:
+        def reap(db: Connection) -> int:
+            if not db.value("anything_to_reap", {"now": self._now()}):  # the usual answer needs no write lock
+                return 0
+            db.write("reap", lambda: (self._now(), None, limit))
+            return int(db.value("reaped"))
+
+        return await self._write(reap)
+
+    def _lease(self, worker: str, lease: float) -> dict[str, Any]:
+        return {"worker": worker, "expires_at": documents.micros(self._clock.now() + timedelta(seconds=lease))}
+
+    def _now(self) -> int:
+        return documents.micros(self._clock.now())
+
+    # -- execution, fenced ------------------------------------------------------------------------
+
+    async def claim(
+        self,
+        worker: str,
+        routes: Sequence[Route],
+        limit: int,
+        batch: str,
+        warm: Mapping[str, int],
+        done: Sequence[str] = (),
+    ) -> Claimed:
+        wanted = list(dict.fromkeys(routes))
+        self._turn = (self._turn + 1) % max(len(wanted), 1)  # else a route that is never drained starves the rest
+        asked = documents.encode(wanted[self._turn :] + wanted[: self._turn])
+        forget = documents.encode(list(done))
+        known = documents.encode(dict(warm))
+
+        def claim(db: Connection) -> Claimed:
+            db.write("claim", lambda: (self._now(), worker, batch, asked, limit, forget))
+            runs = documents.decode_runs(db.value("claimed_runs"))
+            histories = documents.decode_records(db.value("claimed_records", {"warm": known}) if runs else "[]")
+            following = db.value("next_ready", {"routes": asked, "now": self._now()})
+            claimed = [
+                ClaimedRun(run, None if warm.get(run.id) == run.claim - 1 else histories.get(n, ()), wakes)
+                for run, wakes, n in runs
+            ]
+            return Claimed(claimed, None if following is None else documents.moment(following))
+
+        return await self._write(claim)
+
+    async def owned(self, worker: str) -> list[RunRef]:
+        return await self._read(lambda db: documents.decode_refs(db.value("owned", {"worker": worker})))
+
+    async def commit(self, worker: str, writes: Sequence[RunWrite]) -> list[Outcome]:
+        if not writes:
+            return []
+        flush = documents.encode_writes(writes, worker, self._clock.now())
+        if len(writes) > 1 and sum(map(len, flush)) > _MAX_DOCUMENT:
+            half = len(writes) // 2
+            return await self.commit(worker, writes[:half]) + await self.commit(worker, writes[half:])
+        return await self._write(lambda db: self._flush(db, worker, writes, flush))
+
+    def _flush(self, db: Connection, worker: str, writes: Sequence[RunWrite], flush: documents.Flush) -> list[Outcome]:
+        try:
+            db.write("flush", lambda: (self._now(), worker, *flush))
+        except Refused:
+            contradicted = documents.decode_ids(
+                db.value("flush_contradicted", {"claims": flush.claims, "records": flush.records})
+            )
+            rest = [write for write in writes if write.ref.id not in contradicted]
+            if len(rest) == len(writes):
+                raise
+            again = self._flush(db, worker, rest, documents.encode_writes(rest, worker, self._clock.now()))
+            outcomes = dict(zip((write.ref.id for write in rest), again, strict=True))
+            return [outcomes.get(write.ref.id, Outcome.LEASE_LOST) for write in writes]
+        applied = documents.decode_ids(db.value("flush_applied"))
+        if len(applied) < len(writes):
+            missing = [write for write in writes if write.ref.id not in applied]
+            resent = documents.encode_writes(missing, worker, self._clock.now())
+            applied |= documents.decode_ids(db.value("flush_sent_before", {"worker": worker, **resent._asdict()}))
+        return [Outcome.APPLIED if write.ref.id in applied else Outcome.LEASE_LOST for write in writes]
+
+    # -- anybody ----------------------------------------------------------------------------------
+
+    async def create_runs(self, runs: Sequence[NewRun]) -> list[Created]:
+        document = documents.encode_new_runs(runs)
+        if len(runs) > 1 and len(document) > _MAX_DOCUMENT:
+            half = len(runs) // 2
+            return await self.create_runs(runs[:half]) + await self.create_runs(runs[half:])
+
+        def create(db: Connection) -> list[Created]:
+            db.write("create", lambda: (self._now(), document))
+            return documents.decode_created(runs, db.value("created", {"runs": document}))
+
+        return await self._write(create)
+
+    async def resume(self, run_id: str) -> bool:
+        def resume(db: Connection) -> bool:
+            if db.write("resume", lambda: {"id": run_id, "now": self._now()}):
+                return True
+            if not db.value("exists", {"id": run_id}):
+                raise RunNotFound(f"there is no run {run_id!r}")
+            return False
+
+        return await self._write(resume)
+
+    async def get_runs(self, run_ids: Sequence[str]) -> list[Run]:
+        ids = {"ids": documents.encode(list(dict.fromkeys(run_ids)))}
+        return await self._read(lambda db: [row.run for row in documents.decode_runs(db.value("get_runs", ids))])
+
+    async def find_key(self, workflow: str, key: str) -> str | None:
+        return await self._read(lambda db: db.value("find_key", {"workflow": workflow, "key": key}))
+
+    async def ended(self, run_ids: Sequence[str]) -> list[Run]:
+        ids = {"ids": documents.encode(list(dict.fromkeys(run_ids)))}
+        return await self._read(lambda db: [row.run for row in documents.decode_runs(db.value("ended", ids))])
+
+    async def list_runs(self, where: RunFilter, limit: int, before: str | None) -> list[RunSummary]:
+        after, until = where.created_after, where.created_before
+        parameters = {
+            "before": "\U0010ffff" if before is None else before,
+            "at_most": limit,
+            "workflow": where.workflow,
+            "version": where.version,
+            "state": where.state,
+            "created_after": None if after is None else documents.micros(after),
+            "created_before": None if until is None else documents.micros(until),
+            "tags": documents.encode(dict(where.tags)),
+        }
+        return await self._read(lambda db: documents.decode_summaries(db.value("list_runs", parameters)))
+
+    async def history(self, run_id: str) -> list[Record]:
+        found = await self._read(lambda db: documents.decode_records(db.value("history", {"id": run_id})))
+        return [record for records in found.values() for record in records]
+
+    # -- hints ------------------------------------------------------------------------------------
+
+    def subscribe(self, callback: Callable[[Hint], None]) -> Callable[[], None]:
+        token = object()
+        self._subscribers[token] = (asyncio.get_running_loop(), callback)
+        self._on_duty()
+
+        def end() -> None:
+            self._subscribers.pop(token, None)
+            self._on_duty()
+
+        return end
+
+    def announce(self, hint: Hint) -> None:
+        """Nothing to do: the commit itself is what the other processes see."""
+
+    def _on_duty(self) -> None:
+        if self._thread is not None:
+            self._thread.look_out(self._look if self._subscribers else None)
+
+    def _look(self) -> None:
+        """Notice commits of other connections, in the store's thread. Heartbeats are among them."""
+        if self._connection is None:
+            return
+        try:
+            version = self._connection.value("data_version")
+        except StoreUnavailable as error:
+            _log.warning("cannot see whether other processes have written: %s", error)
+            return
+        if version == self._data_version:
+            return
+        self._data_version = version
+        self._neighbour_seen = time.monotonic()
+        for token, (loop, callback) in list(self._subscribers.items()):
+            try:
+                loop.call_soon_threadsafe(callback, Hint.WORK | Hint.ENDED)
+            except RuntimeError:  # its loop was closed: nobody listens any more
+                self._subscribers.pop(token, None)
+
+    def _leave_a_gap(self) -> None:
+        """After a write: let another process have its turn, when there is one that writes."""
+        self._look()
+        if time.monotonic() - self._neighbour_seen < _NEIGHBOUR:
+            time.sleep(_GAP)
+
+    # -- the thread -------------------------------------------------------------------------------
+
+    async def _read(self, fn: Callable[[Connection], T]) -> T:
+        return await self._on_thread(fn, None)
+
+    async def _write(self, fn: Callable[[Connection], T]) -> T:
+        return await self._on_thread(fn, self._leave_a_gap)
+
+    async def _on_thread(self, fn: Callable[[Connection], T], then: Callable[[], None] | None) -> T:
+        thread, connection = self._thread, self._connection
+        if thread is None or connection is None:
+            raise StoreUnavailable(f"{self._path} is not open")
+        if self._process != os.getpid():
+            raise StoreUnavailable(f"{self._path} was opened before a fork: open a store in the child process")
+        return await thread.call(lambda: fn(connection), then)

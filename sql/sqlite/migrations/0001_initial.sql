@@ -1,0 +1,95 @@
+-- The first schema. Times are integers: microseconds since 1970-01-01 UTC, so that they round-trip exactly.
+-- All names begin with durable_, so that the tables can live beside an application's own in one file.
+--
+-- `shard` leads no key here: one file is never split over machines, and the column would only make the two
+-- hot indexes larger. It is stored with the run, which hands it back unchanged.
+
+-- One row per applied migration; the highest version is the schema's.
+CREATE TABLE durable_schema (
+    version INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    applied_at INTEGER NOT NULL
+) STRICT;
+
+-- A live worker. Its runs are its own as long as the row exists, also past expires_at until it is reaped.
+CREATE TABLE durable_workers (
+    id TEXT PRIMARY KEY,
+    expires_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- A run. `n` is its short name inside this file: with the id as text in every record, a flush of 500 runs with
+-- fifty records each took 9.5 µs a record instead of 5.7.
+CREATE TABLE durable_runs (
+    n INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    shard INTEGER NOT NULL,
+    workflow TEXT NOT NULL,
+    version TEXT NOT NULL,
+    priority INTEGER NOT NULL DEFAULT 0 CHECK (priority BETWEEN 0 AND 9),
+    state TEXT NOT NULL CHECK (state IN (
+        'pending', 'running', 'sleeping', 'waiting', 'paused', 'compensating',
+        'completed', 'failed', 'compensated', 'cancelled', 'dead_letter')),
+    created_at INTEGER NOT NULL,
+    started_at INTEGER,
+    ended_at INTEGER,
+    ready_at INTEGER,                      -- when it may be claimed; NULL: leased, or not by time alone
+    owner TEXT,                            -- the worker that holds it
+    claim INTEGER NOT NULL DEFAULT 0,      -- rises with every claim
+    wakes INTEGER NOT NULL DEFAULT 0,      -- rises with everything that can wake it
+    takeovers INTEGER NOT NULL DEFAULT 0,  -- expired leases since its last new record
+    key TEXT,
+    request TEXT,                          -- the trigger that made it, when the caller chose the id
+    input_hash TEXT NOT NULL,
+    seed TEXT NOT NULL,
+    reason TEXT,
+    tags TEXT NOT NULL,                    -- a JSON object
+    result TEXT,
+    error TEXT,
+    CHECK (owner IS NULL OR ready_at IS NULL)
+) STRICT;
+
+-- What is due: one probe per route. It holds no run that waits for anything but time.
+CREATE INDEX durable_runs_ready ON durable_runs (workflow, version, priority, ready_at) WHERE ready_at IS NOT NULL;
+
+-- Inputs stand apart: an UPDATE rewrites its whole row, and a run is updated at every claim, park and end.
+CREATE TABLE durable_inputs (
+    run INTEGER PRIMARY KEY,
+    input TEXT NOT NULL
+) STRICT;
+
+-- History, written once. The body is the record as one JSON array; the other columns are computed from it when
+-- they are asked for. Taking twelve values out of the document for each record cost 5.4 of 10 µs.
+CREATE TABLE durable_records (
+    run INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    body TEXT NOT NULL,
+    seq INTEGER GENERATED ALWAYS AS (body ->> 0) VIRTUAL,
+    kind TEXT GENERATED ALWAYS AS (body ->> 1) VIRTUAL,
+    at INTEGER GENERATED ALWAYS AS (body ->> 2) VIRTUAL,
+    data TEXT GENERATED ALWAYS AS (body ->> 3) VIRTUAL,
+    failed INTEGER GENERATED ALWAYS AS (body ->> 4) VIRTUAL,
+    attempt INTEGER GENERATED ALWAYS AS (body ->> 5) VIRTUAL,
+    duration REAL GENERATED ALWAYS AS (body ->> 6) VIRTUAL,
+    begun INTEGER GENERATED ALWAYS AS (body ->> 7) VIRTUAL,
+    compensable INTEGER GENERATED ALWAYS AS (body ->> 8) VIRTUAL,
+    due_at INTEGER GENERATED ALWAYS AS (body ->> 9) VIRTUAL,
+    worker TEXT GENERATED ALWAYS AS (body ->> 10) VIRTUAL,
+    PRIMARY KEY (run, key)
+) STRICT;
+
+-- Which run holds a key.
+CREATE TABLE durable_keys (
+    workflow TEXT NOT NULL,
+    key TEXT NOT NULL,
+    run_id TEXT NOT NULL,
+    PRIMARY KEY (workflow, key)
+) STRICT, WITHOUT ROWID;
+
+-- What each claim handed out, as a JSON array of [n, claim]. The way from a worker to its runs: an index on
+-- durable_runs.owner would be changed twice for every claim.
+CREATE TABLE durable_claims (
+    worker TEXT NOT NULL,
+    batch TEXT NOT NULL,
+    runs TEXT NOT NULL,
+    PRIMARY KEY (worker, batch)
+) STRICT, WITHOUT ROWID;

@@ -1,0 +1,179 @@
+-- Claims, and what becomes of them when a worker goes.
+
+-- name: session_claimed
+CREATE TEMP TABLE claimed (
+    pos INTEGER PRIMARY KEY,
+    run INTEGER NOT NULL,
+    claim INTEGER NOT NULL
+)
+
+-- name: session_claiming_view
+-- routes: [[workflow, version], …]; done: [batch, …]
+CREATE TEMP VIEW claiming AS
+SELECT NULL AS now, NULL AS worker, NULL AS batch, NULL AS routes, NULL AS at_most, NULL AS done
+
+-- name: session_claiming
+CREATE TEMP TRIGGER claiming_into INSTEAD OF INSERT ON claiming BEGIN
+    DELETE FROM claimed;
+
+    -- sent again: what the batch was given, as far as the worker still has it
+    INSERT INTO claimed (run, claim)
+    SELECT r.n, r.claim
+    FROM durable_claims AS b
+    CROSS JOIN json_each(b.runs) AS j
+    CROSS JOIN durable_runs AS r
+    WHERE b.worker = NEW.worker AND b.batch = NEW.batch
+        AND r.n = j.value ->> 0 AND r.claim = j.value ->> 1 AND r.owner = NEW.worker;
+
+    -- One index probe per route, in order of ready_at, ended by the LIMIT: CROSS JOIN and INDEXED BY leave
+    -- the planner no choice. An ORDER BY would make it sort everything that is due.
+    INSERT INTO claimed (run, claim)
+    SELECT r.n, r.claim + 1
+    FROM json_each(NEW.routes) AS w
+    CROSS JOIN durable_runs AS r INDEXED BY durable_runs_ready
+    WHERE r.workflow = w.value ->> 0 AND r.version = w.value ->> 1 AND r.priority = 0 AND r.ready_at <= NEW.now
+        AND EXISTS (SELECT 1 FROM durable_workers WHERE id = NEW.worker)
+        AND NOT EXISTS (SELECT 1 FROM durable_claims WHERE worker = NEW.worker AND batch = NEW.batch)
+    LIMIT NEW.at_most;
+
+    -- a run of a resent batch is owned already, and stays as it is
+    UPDATE durable_runs SET
+        owner = NEW.worker,
+        claim = claim + 1,
+        ready_at = NULL,
+        state = CASE state WHEN 'compensating' THEN state ELSE 'running' END,
+        started_at = coalesce(started_at, NEW.now)
+    WHERE n IN (SELECT run FROM claimed) AND owner IS NULL;
+
+    INSERT INTO durable_claims (worker, batch, runs)
+    SELECT NEW.worker, NEW.batch, json_group_array(json_array(run, claim)) FROM claimed HAVING count(*) > 0
+    ON CONFLICT DO NOTHING;
+
+    -- A batch is forgotten only when nothing in it is held: it is the reaper's only way to the runs.
+    DELETE FROM durable_claims
+    WHERE worker = NEW.worker AND batch IN (SELECT value FROM json_each(NEW.done))
+        AND NOT EXISTS (
+            SELECT 1
+            FROM json_each(durable_claims.runs) AS j
+            CROSS JOIN durable_runs AS r
+            WHERE r.n = j.value ->> 0 AND r.claim = j.value ->> 1 AND r.owner = NEW.worker);
+END
+
+-- name: claim
+INSERT INTO claiming (now, worker, batch, routes, at_most, done) VALUES (?, ?, ?, ?, ?, ?)
+
+-- name: claimed_runs
+SELECT json_group_array(json(d.doc)) FROM claimed AS c CROSS JOIN run_docs AS d WHERE d.n = c.run
+
+-- name: claimed_records
+-- warm: {run id: claim number before this one}; those runs' records are known to the caller.
+SELECT '[' || coalesce(group_concat('[' || r.run || ',' || json_quote(r.key) || ',' || r.body || ']'), '') || ']'
+FROM claimed AS c
+CROSS JOIN durable_runs AS u
+CROSS JOIN durable_records AS r
+WHERE u.n = c.run AND r.run = c.run
+    AND (u.id, c.claim - 1) NOT IN (SELECT key, value FROM json_each(:warm))
+
+-- name: next_ready
+SELECT min(ready_at)
+FROM (
+    SELECT (
+        SELECT r.ready_at
+        FROM durable_runs AS r INDEXED BY durable_runs_ready
+        WHERE r.workflow = w.value ->> 0 AND r.version = w.value ->> 1 AND r.priority = 0 AND r.ready_at > :now
+        ORDER BY r.ready_at
+        LIMIT 1) AS ready_at
+    FROM json_each(:routes) AS w)
+
+-- name: owned
+SELECT json_group_array(json_array(r.shard, r.id, r.claim))
+FROM durable_claims AS b
+CROSS JOIN json_each(b.runs) AS j
+CROSS JOIN durable_runs AS r
+WHERE b.worker = :worker AND r.n = j.value ->> 0 AND r.claim = j.value ->> 1 AND r.owner = b.worker
+
+-- name: register
+INSERT INTO durable_workers (id, expires_at) VALUES (:worker, :expires_at)
+ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at
+
+-- name: renew
+UPDATE durable_workers SET expires_at = :expires_at WHERE id = :worker
+
+-- name: next_expiry
+SELECT min(expires_at) FROM durable_workers WHERE id <> :worker
+
+-- name: session_gone
+CREATE TEMP TABLE gone (worker TEXT PRIMARY KEY) WITHOUT ROWID
+
+-- name: session_lost
+CREATE TEMP TABLE lost (
+    run INTEGER PRIMARY KEY,
+    worker TEXT NOT NULL
+)
+
+-- name: session_reaping_view
+-- worker: the one that says goodbye, or NULL for those whose lease has expired. dead_letter: takeovers that end a run
+CREATE TEMP VIEW reaping AS SELECT NULL AS now, NULL AS worker, NULL AS dead_letter
+
+-- name: session_reaping
+CREATE TEMP TRIGGER reaping_into INSTEAD OF INSERT ON reaping BEGIN
+    DELETE FROM gone;
+    DELETE FROM lost;
+
+    INSERT INTO gone (worker)
+    SELECT id FROM durable_workers WHERE CASE WHEN NEW.worker IS NULL THEN expires_at <= NEW.now ELSE id = NEW.worker END;
+
+    INSERT OR IGNORE INTO gone (worker)
+    SELECT worker FROM durable_claims
+    WHERE NEW.worker IS NULL AND worker NOT IN (SELECT id FROM durable_workers);
+
+    INSERT OR IGNORE INTO lost (run, worker)
+    SELECT r.n, b.worker
+    FROM gone AS g
+    CROSS JOIN durable_claims AS b
+    CROSS JOIN json_each(b.runs) AS j
+    CROSS JOIN durable_runs AS r
+    WHERE b.worker = g.worker AND r.n = j.value ->> 0 AND r.claim = j.value ->> 1 AND r.owner = b.worker;
+
+    INSERT INTO durable_records (run, key, body)
+    SELECT r.n, '/takeover/' || r.claim, json_array(
+        1 + coalesce((SELECT max(seq) FROM durable_records AS h WHERE h.run = r.n), 0),
+        'takeover', NEW.now, NULL, json('false'), 1, 0.0, 0, json('false'), NULL, l.worker)
+    FROM lost AS l
+    CROSS JOIN durable_runs AS r
+    WHERE r.n = l.run AND NEW.worker IS NULL
+    ON CONFLICT DO NOTHING;
+
+    UPDATE durable_runs SET
+        owner = NULL,
+        takeovers = takeovers + (NEW.worker IS NULL),
+        state = CASE state WHEN 'compensating' THEN state ELSE 'pending' END,
+        ready_at = NEW.now
+    WHERE n IN (SELECT run FROM lost);
+
+    -- A run that was being compensated keeps the error that it failed with.
+    UPDATE durable_runs SET
+        state = 'dead_letter',
+        ready_at = NULL,
+        ended_at = NEW.now,
+        error = coalesce(error, json_object(
+            'error_type', 'durable.errors.RunDeadLettered',
+            'message', printf('%d workers in a row lost their lease with this run and without a new record; '
+                || 'the last one was %s', takeovers, (SELECT worker FROM lost WHERE run = n)),
+            'traceback', '', 'classes', json_array(), 'step', NULL,
+            'undone', json_array(), 'not_undone', json_array()))
+    WHERE NEW.worker IS NULL AND n IN (SELECT run FROM lost) AND takeovers >= NEW.dead_letter;
+
+    DELETE FROM durable_claims WHERE worker IN (SELECT worker FROM gone);
+    DELETE FROM durable_workers WHERE id IN (SELECT worker FROM gone);
+END
+
+-- name: reap
+INSERT INTO reaping (now, worker, dead_letter) VALUES (?, ?, ?)
+
+-- name: reaped
+SELECT count(*) FROM lost
+
+-- name: anything_to_reap
+SELECT EXISTS (SELECT 1 FROM durable_workers WHERE expires_at <= :now)
+    OR EXISTS (SELECT 1 FROM durable_claims WHERE worker NOT IN (SELECT id FROM durable_workers))

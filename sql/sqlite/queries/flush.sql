@@ -1,0 +1,104 @@
+-- The committer's flush.
+--
+-- A writing verb is one INSERT into a temporary view, whose trigger does everything. So the whole transaction
+-- is one step of SQLite: it begins, writes and commits without Python in between. Several statements, or
+-- executemany, wait for the interpreter's lock each time; with a busy event loop that was 9 ms more for a flush
+-- of five statements, and 2.4 s for 500 rows one by one, all with the write lock held.
+
+-- name: session_flush_held
+CREATE TEMP TABLE flush_held (
+    id TEXT PRIMARY KEY,
+    run INTEGER NOT NULL,
+    takeovers INTEGER NOT NULL
+) WITHOUT ROWID
+
+-- name: session_flush_view
+-- claims: {run id: claim}; records: {run id: {key: body}};
+-- changes: {run id: [state, keep, terminal, ready_at, wakes, result, error, reason]}
+CREATE TEMP VIEW flush AS SELECT NULL AS now, NULL AS worker, NULL AS claims, NULL AS records, NULL AS changes
+
+-- name: session_flush
+CREATE TEMP TRIGGER flush_into INSTEAD OF INSERT ON flush BEGIN
+    DELETE FROM flush_held;
+
+    -- the fence: everything below writes only about these runs
+    INSERT INTO flush_held (id, run, takeovers)
+    SELECT r.id, r.n, r.takeovers
+    FROM json_each(NEW.claims) AS w
+    CROSS JOIN durable_runs AS r
+    WHERE r.id = w.key AND r.owner = NEW.worker AND r.claim = w.value
+        AND EXISTS (SELECT 1 FROM durable_workers WHERE id = NEW.worker);
+
+    -- progress forgives takeovers; the document is read again only when some run has any
+    UPDATE durable_runs SET takeovers = 0
+    WHERE n IN (
+        SELECT h.run
+        FROM json_each(
+            CASE WHEN (SELECT max(takeovers) FROM flush_held) > 0 THEN NEW.records ELSE '{}' END) AS w
+        CROSS JOIN flush_held AS h
+        WHERE h.id = w.key AND h.takeovers > 0);
+
+    -- sent again: nothing. Another record under the same key: nothing of this transaction
+    INSERT INTO durable_records (run, key, body)
+    SELECT h.run, r.key, r.value
+    FROM json_each(NEW.records) AS w
+    CROSS JOIN flush_held AS h
+    CROSS JOIN json_each(w.value) AS r
+    WHERE h.id = w.key
+    ON CONFLICT (run, key) DO UPDATE SET run = raise(ABORT, 'durable: record exists')
+        WHERE durable_records.body <> excluded.body;
+
+    UPDATE durable_runs SET
+        state = c.state,
+        owner = CASE WHEN c.keep THEN owner END,
+        ready_at = CASE WHEN c.keep OR c.terminal THEN NULL WHEN c.wakes <> durable_runs.wakes THEN NEW.now ELSE c.ready_at END,
+        ended_at = CASE WHEN c.terminal THEN NEW.now END,
+        result = coalesce(c.result, durable_runs.result),
+        error = coalesce(c.error, durable_runs.error),
+        reason = c.reason
+    FROM (
+        SELECT h.run, w.value ->> 0 AS state, w.value ->> 1 AS keep, w.value ->> 2 AS terminal,
+            w.value ->> 3 AS ready_at, w.value ->> 4 AS wakes, w.value ->> 5 AS result,
+            w.value ->> 6 AS error, w.value ->> 7 AS reason
+        FROM json_each(NEW.changes) AS w
+        CROSS JOIN flush_held AS h
+        WHERE h.id = w.key) AS c
+    WHERE n = c.run;
+END
+
+-- name: flush
+INSERT INTO flush (now, worker, claims, records, changes) VALUES (?, ?, ?, ?, ?)
+
+-- name: flush_applied
+SELECT json_group_array(id) FROM flush_held
+
+-- name: flush_sent_before
+-- Of writes that were not applied: those that an earlier sending has applied, and that ended the claim.
+-- The worker's row still stands, so nobody else took the run from it.
+SELECT json_group_array(r.id)
+FROM json_each(:claims) AS c
+CROSS JOIN durable_runs AS r
+LEFT JOIN json_each(:changes) AS w ON w.key = c.key
+WHERE r.id = c.key AND r.claim = c.value AND r.owner IS NULL
+    AND EXISTS (SELECT 1 FROM durable_workers WHERE id = :worker)
+    AND (w.key IS NULL OR w.value ->> 1 OR r.state = w.value ->> 0
+        OR NOT (w.value ->> 2 OR r.ended_at IS NOT NULL))
+    AND NOT EXISTS (
+        SELECT 1
+        FROM json_each(:records) AS d
+        CROSS JOIN json_each(d.value) AS x
+        LEFT JOIN durable_records AS h ON h.run = r.n AND h.key = x.key
+        WHERE d.key = c.key AND h.body IS NOT x.value)
+
+-- name: flush_contradicted
+-- Runs for which the store holds another record under the key of one of these records.
+SELECT json_group_array(r.id)
+FROM json_each(:claims) AS c
+CROSS JOIN durable_runs AS r
+WHERE r.id = c.key
+    AND EXISTS (
+        SELECT 1
+        FROM json_each(:records) AS d
+        CROSS JOIN json_each(d.value) AS x
+        CROSS JOIN durable_records AS h
+        WHERE d.key = c.key AND h.run = r.n AND h.key = x.key AND h.body <> x.value)
