@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import uuid4
 
@@ -251,6 +252,5 @@ class ClaimConformance:
             assert {run_id: one.records for run_id, one in runs.items()} == {first.run.id: None, cold: []}
 
 
-def _by_id(runs: object) -> dict[str, ClaimedRun]:
-    assert isinstance(runs, list | tuple)
-    return {one.run.id: one for one in runs if isinstance(one, ClaimedRun)}
+def _by_id(runs: Sequence[ClaimedRun]) -> dict[str, ClaimedRun]:
+    return {one.run.id: one for one in runs}

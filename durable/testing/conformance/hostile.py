@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from durable import states
@@ -101,7 +103,8 @@ class HostileConformance:
         self, harness: StoreHarness, field: str, text: str
     ) -> None:
         store = await harness.fresh()
-        good, bad = new_run(), new_run(**({"tags": {"t": text}} if field == "tag" else {field: text}))
+        other: dict[str, Any] = {"tags": {"t": text}} if field == "tag" else {field: text}
+        good, bad = new_run(), new_run(**other)
         try:
             await store.create_runs([good, bad])
         except PayloadError:

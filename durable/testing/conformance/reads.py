@@ -92,7 +92,7 @@ class ReadConformance:
         worker = await Worker.start(store)
         taken = (await worker.claim(limit=2)).runs
         await worker.apply(taken[0], change=states.complete(_R, "1"))
-        expected = [
+        expected: list[tuple[RunFilter, list[str]]] = [
             (RunFilter(workflow="order"), [three, two, one]),
             (RunFilter(workflow="order", version="1"), [two, one]),
             (RunFilter(version="1"), [four, two, one]),

@@ -138,6 +138,7 @@ class WorkerConformance:
             run = await read(store, poison)
             assert (run.takeovers, run.claim) == (count, count)
             assert run.state is (State.PENDING if count < 5 else State.DEAD_LETTER)
+        run = await read(store, poison)
         assert (run.owner, run.ready_at) == (None, None)
         assert run.ended_at is not None
         keys = [entry.key for entry in await store.history(poison)]

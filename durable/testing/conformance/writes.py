@@ -5,7 +5,7 @@ sending again must not change.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from durable import states
 from durable.model import ClaimedRun, Kind, RunWrite, State
@@ -14,7 +14,8 @@ from durable.testing.conformance.harness import AT, NEVER, Worker, record
 ERROR = '{"error_type": "ValueError", "message": "no such card"}'
 
 
-class WriteKind(NamedTuple):
+@dataclass(frozen=True)
+class WriteKind:
     """One kind of write.
 
     ``undoing``: it is sent about a run in compensation, whose history holds one record then.
