@@ -21,6 +21,7 @@ from durable.testing.conformance.harness import (
     Worker,
     claimed,
     create,
+    new_id,
     new_run,
     read,
     record,
@@ -131,7 +132,7 @@ class CommitConformance:
             RunWrite(b.ref, [record(1)], states.complete(_R, '"b"')),
             RunWrite(c.ref, [record(1)]),
             RunWrite(d.ref, [record(1)], states.park(_R, ready_at=NEVER, wakes=d.wakes)),
-            RunWrite(RunRef(0, "00000000-0000-7000-8000-000000000000", 1), [record(1)]),
+            RunWrite(RunRef(0, new_id(), 1), [record(1)]),
             RunWrite(e.ref, change=states.fail(_R, ERROR)),
         )
         lost = Outcome.LEASE_LOST
@@ -294,7 +295,7 @@ class CommitConformance:
         assert await store.resume(one.run.id) is False
         assert await snapshot(store, one.run.id) == after
         with pytest.raises(RunNotFound):
-            await store.resume("00000000-0000-7000-8000-000000000000")
+            await store.resume(new_id())
 
     # -- compensating -----------------------------------------------------------------------------
 

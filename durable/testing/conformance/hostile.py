@@ -41,10 +41,7 @@ class HostileConformance:
     async def test_P51_hostile_names_are_stored_verbatim(self, harness: StoreHarness) -> None:
         store = await harness.fresh()
         (canary,) = await create(store, new_run("canary"))
-        runs = {
-            name: new_run(name, name, key=name, tags={name: name}, input_hash=name, seed=name, id=f"id:{name}")
-            for name in HOSTILE
-        }
+        runs = {name: new_run(name, name, key=name, tags={name: name}, input_hash=name, seed=name) for name in HOSTILE}
         answers = await store.create_runs(list(runs.values()))
         assert all(answer.created for answer in answers)
         for name, new in runs.items():
@@ -61,8 +58,7 @@ class HostileConformance:
         store = await harness.fresh()
         runs = {name: new_run(name, name) for name in HOSTILE}
         await create(store, *runs.values())
-        worker = Worker(store, "o'worker; --")
-        await store.register(worker.id, 60.0)
+        worker = await Worker.start(store)
         for name, new in runs.items():
             (one,) = (await worker.claim(routes=[Route(name, name)])).runs
             assert one.run.id == new.id

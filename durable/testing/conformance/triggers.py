@@ -55,7 +55,7 @@ class TriggerConformance:
 
     async def test_P11_create_sent_again_gives_the_same_answer(self, harness: StoreHarness) -> None:
         store = await harness.fresh()
-        batch = [new_run(), new_run(key="k"), new_run(id="mine", request="r1"), new_run(id="m2", key="q", request="r2")]
+        batch = [new_run(), new_run(key="k"), new_run(request="r1"), new_run(key="q", request="r2")]
         answers = await store.create_runs(batch)
         assert [answer.created for answer in answers] == [True] * 4
         worker = await Worker.start(store)
@@ -120,26 +120,27 @@ class TriggerConformance:
 
     async def test_a_chosen_run_id_that_exists_is_not_created_again(self, harness: StoreHarness) -> None:
         store = await harness.fresh()
-        first = new_run(id="Order/2026 #7", request="r1")
+        first = new_run(request="r1")
         assert await store.create_runs([first]) == [Created(first.id, True)]
         assert await store.create_runs([replace(first, request="r2")]) == [Created(first.id, False)]
         assert await store.create_runs([first]) == [Created(first.id, True)]
 
     async def test_a_chosen_run_id_with_another_input_or_workflow_is_a_conflict(self, harness: StoreHarness) -> None:
         store = await harness.fresh()
-        first = new_run(id="mine", request="r1")
+        first = new_run(request="r1")
         await create(store, first)
         for other in (replace(first, request="r2", input_hash="h2"), replace(first, request="r3", workflow="refund")):
             (answer,) = await store.create_runs([other])
-            assert (answer.run_id, answer.created) == ("mine", False)
+            assert (answer.run_id, answer.created) == (first.id, False)
             assert answer.conflict
-        assert (await read(store, "mine")).workflow == "order"
+        assert (await read(store, first.id)).workflow == "order"
 
     async def test_a_key_that_is_taken_wins_over_a_new_run_id(self, harness: StoreHarness) -> None:
         store = await harness.fresh()
         (holder,) = await create(store, new_run(key="k"))
-        assert await store.create_runs([new_run(id="mine", key="k", request="r1")]) == [Created(holder, False)]
-        assert await store.get_runs(["mine"]) == []
+        chosen = new_run(key="k", request="r1")
+        assert await store.create_runs([chosen]) == [Created(holder, False)]
+        assert await store.get_runs([chosen.id]) == []
 
     # -- later ------------------------------------------------------------------------------------
 

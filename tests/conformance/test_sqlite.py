@@ -1,0 +1,52 @@
+"""The SQLite store passes the suite, each test in a file of its own, other processes played by other stores."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from durable.stores.sqlite import SQLiteStore
+from durable.testing.conformance import StoreConformance, StoreHarness
+
+
+class SQLiteHarness:
+    has_schema = True
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stores: list[SQLiteStore] = []
+
+    async def fresh(self) -> SQLiteStore:
+        store = await self.bare()
+        await store.migrate()
+        return store
+
+    async def bare(self) -> SQLiteStore:
+        self._path.unlink(missing_ok=True)
+        return await self.another()
+
+    async def another(self) -> SQLiteStore:
+        store = SQLiteStore(self._path)
+        await store.open()
+        self._stores.append(store)
+        return store
+
+    async def expire(self, worker: str) -> None:
+        connection = sqlite3.connect(self._path, isolation_level=None)
+        connection.execute("UPDATE durable_workers SET expires_at = 0 WHERE id = ?", (worker,))
+        connection.close()
+
+    async def close(self) -> None:
+        for store in self._stores:
+            await store.close()
+
+
+class TestSQLite(StoreConformance):
+    @pytest.fixture
+    async def harness(self, tmp_path: Path) -> AsyncIterator[StoreHarness]:
+        harness = SQLiteHarness(tmp_path / "durable.db")
+        yield harness
+        await harness.close()
