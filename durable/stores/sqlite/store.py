@@ -226,11 +226,12 @@ class SQLiteStore:
             again = self._flush(db, worker, rest, documents.encode_writes(rest, worker, self._clock.now()))
             outcomes = dict(zip((write.ref.id for write in rest), again, strict=True))
             return [outcomes.get(write.ref.id, Outcome.LEASE_LOST) for write in writes]
+        if db.value("flush_count") == len(writes):
+            return [Outcome.APPLIED] * len(writes)
         applied = documents.decode_ids(db.value("flush_applied"))
-        if len(applied) < len(writes):
-            missing = [write for write in writes if write.ref.id not in applied]
-            resent = documents.encode_writes(missing, worker, self._clock.now())
-            applied |= documents.decode_ids(db.value("flush_sent_before", {"worker": worker, **resent._asdict()}))
+        missing = [write for write in writes if write.ref.id not in applied]
+        resent = documents.encode_writes(missing, worker, self._clock.now())
+        applied |= documents.decode_ids(db.value("flush_sent_before", {"worker": worker, **resent._asdict()}))
         return [Outcome.APPLIED if write.ref.id in applied else Outcome.LEASE_LOST for write in writes]
 
     # -- anybody ----------------------------------------------------------------------------------

@@ -57,25 +57,23 @@ CREATE TABLE durable_inputs (
     input TEXT NOT NULL
 ) STRICT;
 
--- History, written once. The body is the record as one JSON array; the other columns are computed from it when
--- they are asked for. Taking twelve values out of the document for each record cost 5.4 of 10 µs.
+-- History, written once. The body is the record as one JSON array; read it through durable_history. Taking twelve
+-- values out of the document for each record cost 5.4 of 10 µs; generated columns would be computed at every
+-- INSERT, for 2.7 of 7.5 µs.
 CREATE TABLE durable_records (
     run INTEGER NOT NULL,
     key TEXT NOT NULL,
     body TEXT NOT NULL,
-    seq INTEGER GENERATED ALWAYS AS (body ->> 0) VIRTUAL,
-    kind TEXT GENERATED ALWAYS AS (body ->> 1) VIRTUAL,
-    at INTEGER GENERATED ALWAYS AS (body ->> 2) VIRTUAL,
-    data TEXT GENERATED ALWAYS AS (body ->> 3) VIRTUAL,
-    failed INTEGER GENERATED ALWAYS AS (body ->> 4) VIRTUAL,
-    attempt INTEGER GENERATED ALWAYS AS (body ->> 5) VIRTUAL,
-    duration REAL GENERATED ALWAYS AS (body ->> 6) VIRTUAL,
-    begun INTEGER GENERATED ALWAYS AS (body ->> 7) VIRTUAL,
-    compensable INTEGER GENERATED ALWAYS AS (body ->> 8) VIRTUAL,
-    due_at INTEGER GENERATED ALWAYS AS (body ->> 9) VIRTUAL,
-    worker TEXT GENERATED ALWAYS AS (body ->> 10) VIRTUAL,
     PRIMARY KEY (run, key)
 ) STRICT;
+
+-- The records as people read them, for the sqlite3 shell.
+CREATE VIEW durable_history AS
+SELECT r.id AS run_id, h.body ->> 0 AS seq, h.key, h.body ->> 1 AS kind, h.body ->> 2 AS at, h.body ->> 3 AS data,
+    h.body ->> 4 AS failed, h.body ->> 5 AS attempt, h.body ->> 6 AS duration, h.body ->> 7 AS begun,
+    h.body ->> 8 AS compensable, h.body ->> 9 AS due_at, h.body ->> 10 AS worker
+FROM durable_records AS h
+JOIN durable_runs AS r ON r.n = h.run;
 
 -- Which run holds a key.
 CREATE TABLE durable_keys (

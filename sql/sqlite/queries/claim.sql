@@ -137,7 +137,7 @@ CREATE TEMP TRIGGER reaping_into INSTEAD OF INSERT ON reaping BEGIN
 
     INSERT INTO durable_records (run, key, body)
     SELECT r.n, '/takeover/' || r.claim, json_array(
-        1 + coalesce((SELECT max(seq) FROM durable_records AS h WHERE h.run = r.n), 0),
+        1 + coalesce((SELECT max(h.body ->> 0) FROM durable_records AS h WHERE h.run = r.n), 0),
         'takeover', NEW.now, NULL, json('false'), 1, 0.0, 0, json('false'), NULL, l.worker)
     FROM lost AS l
     CROSS JOIN durable_runs AS r
@@ -158,7 +158,7 @@ CREATE TEMP TRIGGER reaping_into INSTEAD OF INSERT ON reaping BEGIN
         ended_at = NEW.now,
         error = coalesce(error, json_object(
             'error_type', 'durable.errors.RunDeadLettered',
-            'message', printf('%d workers in a row lost their lease with this run and without a new record; '
+            'message', printf('%d workers in a row lost their lease with this run and without a new record: '
                 || 'the last one was %s', takeovers, (SELECT worker FROM lost WHERE run = n)),
             'traceback', '', 'classes', json_array(), 'step', NULL,
             'undone', json_array(), 'not_undone', json_array()))

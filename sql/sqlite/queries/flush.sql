@@ -12,6 +12,19 @@ CREATE TEMP TABLE flush_held (
     takeovers INTEGER NOT NULL
 ) WITHOUT ROWID
 
+-- name: session_flush_changed
+CREATE TEMP TABLE flush_changed (
+    run INTEGER PRIMARY KEY,
+    state TEXT NOT NULL,
+    keep INTEGER NOT NULL,
+    terminal INTEGER NOT NULL,
+    ready_at INTEGER,
+    wakes INTEGER,
+    result TEXT,
+    error TEXT,
+    reason TEXT
+)
+
 -- name: session_flush_view
 -- claims: {run id: claim}; records: {run id: {key: body}};
 -- changes: {run id: [state, keep, terminal, ready_at, wakes, result, error, reason]}
@@ -20,6 +33,7 @@ CREATE TEMP VIEW flush AS SELECT NULL AS now, NULL AS worker, NULL AS claims, NU
 -- name: session_flush
 CREATE TEMP TRIGGER flush_into INSTEAD OF INSERT ON flush BEGIN
     DELETE FROM flush_held;
+    DELETE FROM flush_changed;
 
     -- the fence: everything below writes only about these runs
     INSERT INTO flush_held (id, run, takeovers)
@@ -48,26 +62,36 @@ CREATE TEMP TRIGGER flush_into INSTEAD OF INSERT ON flush BEGIN
     ON CONFLICT (run, key) DO UPDATE SET run = raise(ABORT, 'durable: record exists')
         WHERE durable_records.body <> excluded.body;
 
-    UPDATE durable_runs SET
-        state = c.state,
-        owner = CASE WHEN c.keep THEN owner END,
-        ready_at = CASE WHEN c.keep OR c.terminal THEN NULL WHEN c.wakes <> durable_runs.wakes THEN NEW.now ELSE c.ready_at END,
-        ended_at = CASE WHEN c.terminal THEN NEW.now END,
-        result = coalesce(c.result, durable_runs.result),
-        error = coalesce(c.error, durable_runs.error),
-        reason = c.reason
-    FROM (
-        SELECT h.run, w.value ->> 0 AS state, w.value ->> 1 AS keep, w.value ->> 2 AS terminal,
-            w.value ->> 3 AS ready_at, w.value ->> 4 AS wakes, w.value ->> 5 AS result,
-            w.value ->> 6 AS error, w.value ->> 7 AS reason
-        FROM json_each(NEW.changes) AS w
-        CROSS JOIN flush_held AS h
-        WHERE h.id = w.key) AS c
-    WHERE n = c.run;
+    INSERT INTO flush_changed (run, state, keep, terminal, ready_at, wakes, result, error, reason)
+    SELECT h.run, w.value ->> 0, w.value ->> 1, w.value ->> 2, w.value ->> 3, w.value ->> 4,
+        w.value ->> 5, w.value ->> 6, w.value ->> 7
+    FROM json_each(NEW.changes) AS w
+    CROSS JOIN flush_held AS h
+    WHERE h.id = w.key;
+
+    -- Not UPDATE … FROM: the planner is then free to scan all runs for it (680 µs a run with 3,000 runs).
+    UPDATE durable_runs SET (state, owner, ready_at, ended_at, result, error, reason) = (
+        SELECT c.state,
+            CASE WHEN c.keep THEN owner END,
+            CASE
+                WHEN c.keep OR c.terminal THEN NULL
+                WHEN c.wakes <> durable_runs.wakes THEN NEW.now
+                ELSE c.ready_at
+            END,
+            CASE WHEN c.terminal THEN NEW.now END,
+            coalesce(c.result, durable_runs.result),
+            coalesce(c.error, durable_runs.error),
+            c.reason
+        FROM flush_changed AS c
+        WHERE c.run = n)
+    WHERE n IN (SELECT run FROM flush_changed);
 END
 
 -- name: flush
 INSERT INTO flush (now, worker, claims, records, changes) VALUES (?, ?, ?, ?, ?)
+
+-- name: flush_count
+SELECT count(*) FROM flush_held
 
 -- name: flush_applied
 SELECT json_group_array(id) FROM flush_held
