@@ -1,1 +1,80 @@
 """Durable workflows for Python on the database you already have."""
+
+from durable.context import Context
+from durable.engine import Engine, Page
+from durable.errors import (
+    AmbiguousName,
+    ConfigurationError,
+    DurableError,
+    InvalidArgument,
+    KeyConflict,
+    NondeterminismError,
+    NonRetryable,
+    NotSerializable,
+    PayloadError,
+    PayloadTooLarge,
+    ResultTypeUnknown,
+    RetryAfter,
+    RunCancelled,
+    RunCompensated,
+    RunDeadLettered,
+    RunFailed,
+    RunFinished,
+    RunNotFound,
+    SchemaOutdated,
+    SchemaTooNew,
+    StepFailed,
+    StoreUnavailable,
+    UnknownWorkflow,
+    WorkflowError,
+)
+from durable.handle import RunHandle
+from durable.model import Failure, Run, RunSummary, State, TimelineEntry
+from durable.retry import Retry
+from durable.steps import CurrentStep, current_step
+from durable.store import Store
+from durable.worker import WorkerOptions
+from durable.workflow import Workflow, workflow
+
+__all__ = [
+    "AmbiguousName",
+    "ConfigurationError",
+    "Context",
+    "CurrentStep",
+    "DurableError",
+    "Engine",
+    "Failure",
+    "InvalidArgument",
+    "KeyConflict",
+    "NonRetryable",
+    "NondeterminismError",
+    "NotSerializable",
+    "Page",
+    "PayloadError",
+    "PayloadTooLarge",
+    "ResultTypeUnknown",
+    "Retry",
+    "RetryAfter",
+    "Run",
+    "RunCancelled",
+    "RunCompensated",
+    "RunDeadLettered",
+    "RunFailed",
+    "RunFinished",
+    "RunHandle",
+    "RunNotFound",
+    "RunSummary",
+    "SchemaOutdated",
+    "SchemaTooNew",
+    "State",
+    "StepFailed",
+    "Store",
+    "StoreUnavailable",
+    "TimelineEntry",
+    "UnknownWorkflow",
+    "WorkerOptions",
+    "Workflow",
+    "WorkflowError",
+    "current_step",
+    "workflow",
+]

@@ -1,0 +1,253 @@
+"""Group commit: many callers, one transaction at a time.
+
+A flush starts when the previous one returns, with everything that has gathered meanwhile. There is no timer:
+an idle system pays no latency, and a busy one commits hundreds of records at once. What is gathered for one
+run is folded into one write, so a flush touches each run once.
+
+A lost connection is an unknown outcome: the same batch is sent again until the store answers; every write is
+made so that sending it again changes nothing. Data that the database refuses is isolated by halving the batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from durable.errors import DurableError, PayloadError, StoreUnavailable
+from durable.model import Change, Created, NewRun, Outcome, Record, RunRef, RunWrite
+from durable.store import Store
+
+Item = TypeVar("Item")
+T = TypeVar("T")
+
+_log = logging.getLogger("durable.committer")
+
+_MAX_BATCH = 1000
+_RESEND_FIRST, _RESEND_MAX = 0.05, 1.0  # seconds between two sendings of a batch; doubling
+_BUSY_PAUSE = 0.005  # seconds before a run that somebody else held is tried again
+
+
+class GroupCommit(Generic[Item]):
+    """Gathers items and hands them to ``flush`` in batches, one batch at a time.
+
+    Args:
+        flush: Commits one batch and resolves its items; it must not raise.
+    """
+
+    def __init__(self, flush: Callable[[list[Item]], Awaitable[None]]) -> None:
+        self._flush = flush
+        self._gathered: list[Item] = []
+        self._running: asyncio.Task[None] | None = None
+
+    def add(self, item: Item) -> None:
+        self._gathered.append(item)
+        if self._running is None:
+            self._running = asyncio.get_running_loop().create_task(self._run())
+
+    async def drained(self) -> None:
+        """Return when everything added so far, and what it caused, has been flushed."""
+        while self._running is not None:
+            await asyncio.wait([self._running])
+
+    async def _run(self) -> None:
+        try:
+            while self._gathered:
+                batch, self._gathered = self._gathered[:_MAX_BATCH], self._gathered[_MAX_BATCH:]
+                await self._flush(batch)
+        finally:
+            self._running = None
+
+
+async def resending(send: Callable[[], Awaitable[T]], give_up: Callable[[], bool]) -> T:
+    """``send()`` until the store answers, or until ``give_up()`` after a failure.
+
+    Raises:
+        StoreUnavailable: It was given up.
+    """
+    pause = _RESEND_FIRST
+    while True:
+        try:
+            return await send()
+        except StoreUnavailable as error:
+            if give_up():
+                raise
+            _log.warning("the store does not answer, sending again: %s", error)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, _RESEND_MAX)
+
+
+class Pending:
+    """What is gathered for one run, and who waits for its commit."""
+
+    __slots__ = ("_settled", "_waiters", "done", "write")
+
+    def __init__(self, ref: RunRef, settled: Callable[[Outcome | DurableError], None]) -> None:
+        self.write = RunWrite(ref)
+        self.done = False
+        self._settled = settled
+        self._waiters: list[asyncio.Future[None]] = []
+
+    async def wait(self) -> None:
+        """Return when it is committed. One future a waiter: cancelling one waiter leaves the others alone."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def settle(self, outcome: Outcome | DurableError) -> None:
+        """Applied: wake the waiters. Otherwise the execution is told, and it unwinds them."""
+        self.done = True
+        if outcome is Outcome.APPLIED:
+            for waiter in self._waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+        self._settled(outcome)
+
+    def put_before(self, later: Pending) -> None:
+        """Fold this one, which was not applied, into the same run's next one."""
+        assert self.write.change is None, "a change that keeps the lease is awaited, any other is the last write"
+        later.write.records[:0] = self.write.records
+        later._waiters.extend(self._waiters)
+
+
+class Committer:
+    """Group commit of one worker's fenced writes.
+
+    Args:
+        store: Where to.
+        worker: Whose lease every write proves.
+        closed: Whether the lease is known to be lost, so that resending has no purpose.
+    """
+
+    def __init__(self, store: Store, worker: str, closed: Callable[[], bool]) -> None:
+        self._store = store
+        self._worker = worker
+        self._closed = closed
+        self._open: dict[str, Pending] = {}  # gathered and not sent, by run
+        self._group = GroupCommit[Pending](self._flush)
+
+    def write(
+        self,
+        ref: RunRef,
+        settled: Callable[[Outcome | DurableError], None],
+        record: Record | None = None,
+        change: Change | None = None,
+    ) -> Pending:
+        """Gather a record, a change, or both. The next flush carries them, after all that came before."""
+        pending = self._open.get(ref.id)
+        if pending is None:
+            pending = self._open[ref.id] = Pending(ref, settled)
+            self._group.add(pending)
+        if record is not None:
+            pending.write.records.append(record)
+        if change is not None:
+            assert pending.write.change is None, "a run changes once in a flush"
+            pending.write.change = change
+        return pending
+
+    async def drained(self) -> None:
+        await self._group.drained()
+
+    async def _flush(self, batch: list[Pending]) -> None:
+        for pending in batch:
+            if self._open.get(pending.write.ref.id) is pending:
+                del self._open[pending.write.ref.id]
+        try:
+            outcomes = await resending(lambda: self._store.commit(self._worker, [p.write for p in batch]), self._closed)
+        except PayloadError as error:
+            await self._isolate(batch, error)
+        except DurableError as error:
+            for pending in batch:
+                pending.settle(error)
+        except Exception as error:
+            _log.exception("a commit failed in a way that it must not")
+            for pending in batch:
+                pending.settle(DurableError(f"commit failed: {error!r}"))
+        else:
+            await self._settle(batch, outcomes)
+
+    async def _isolate(self, batch: list[Pending], error: PayloadError) -> None:
+        """Find the write whose data the database refuses; the others are committed. O(log n) sendings a culprit."""
+        if len(batch) == 1:
+            batch[0].settle(error)
+            return
+        middle = len(batch) // 2
+        await self._flush(batch[:middle])
+        await self._flush(batch[middle:])
+
+    async def _settle(self, batch: list[Pending], outcomes: Sequence[Outcome]) -> None:
+        busy = 0
+        for pending, outcome in zip(batch, outcomes, strict=True):
+            if outcome is Outcome.BUSY:
+                self._again(pending)
+                busy += 1
+            else:
+                pending.settle(outcome)
+        if busy == len(batch):
+            await asyncio.sleep(_BUSY_PAUSE)
+
+    def _again(self, pending: Pending) -> None:
+        """Put a busy run's write into the next flush, before what has gathered for the run meanwhile."""
+        later = self._open.get(pending.write.ref.id)
+        if later is not None:
+            pending.put_before(later)
+        else:
+            self._open[pending.write.ref.id] = pending
+            self._group.add(pending)
+
+
+class Creator:
+    """Group commit of triggers. Unfenced, so apart from the workers' writes.
+
+    Args:
+        store: Where to.
+        patience: Seconds for which a trigger is sent again while the store does not answer.
+    """
+
+    def __init__(self, store: Store, patience: float = 10.0) -> None:
+        self._store = store
+        self._patience = patience
+        self._group = GroupCommit[tuple[NewRun, asyncio.Future[Created]]](self._flush)
+
+    async def create(self, run: NewRun) -> Created:
+        """The run, or the one that holds its key.
+
+        Raises:
+            StoreUnavailable: No answer within the patience; whether the run exists is unknown, and triggering
+                again with the same key or run id is safe.
+            PayloadError: The database refuses the data.
+        """
+        answer = asyncio.get_running_loop().create_future()
+        self._group.add((run, answer))
+        return await answer
+
+    async def drained(self) -> None:
+        await self._group.drained()
+
+    async def _flush(self, batch: list[tuple[NewRun, asyncio.Future[Created]]]) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._patience
+        try:
+            answers = await resending(
+                lambda: self._store.create_runs([run for run, _ in batch]), lambda: loop.time() >= deadline
+            )
+        except PayloadError as error:
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                await self._flush(batch[:middle])
+                await self._flush(batch[middle:])
+            else:
+                _fail(batch, error)
+        except Exception as error:
+            _fail(batch, error)
+        else:
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if not future.done():
+                    future.set_result(answer)
+
+
+def _fail(batch: list[tuple[NewRun, asyncio.Future[Created]]], error: Exception) -> None:
+    for _, future in batch:
+        if not future.done():
+            future.set_exception(error)

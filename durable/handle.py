@@ -1,0 +1,79 @@
+"""``RunHandle``: a run that was triggered, as its caller sees it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Generic, TypeVar
+
+from durable import failures
+from durable.codec import Codec
+from durable.durations import seconds
+from durable.errors import RunCancelled, RunCompensated, RunDeadLettered, RunFailed
+from durable.model import Failure, Run, State
+
+Out = TypeVar("Out", covariant=True)
+
+
+class RunHandle(Generic[Out]):
+    """A run: its id, its state, its result.
+
+    Attributes:
+        run_id: The run's id.
+        created: Whether this trigger created it; False when the key or run id existed already.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        created: bool,
+        codec: Codec,
+        status: Callable[[str], Awaitable[State]],
+        wait: Callable[[str], Awaitable[Run]],
+    ) -> None:
+        self.run_id = run_id
+        self.created = created
+        self._codec = codec
+        self._status = status
+        self._wait = wait
+
+    async def status(self) -> State:
+        """The run's present state.
+
+        Raises:
+            RunNotFound: It was pruned.
+        """
+        return await self._status(self.run_id)
+
+    async def result(self, timeout: float | timedelta | None = None) -> Out:
+        """Wait for the run's end and return its result, as the workflow's declared type.
+
+        Args:
+            timeout: Seconds or timedelta; None waits without limit. The run goes on after it.
+
+        Raises:
+            TimeoutError: The run had not ended in time.
+            RunFailed: It failed; ``RunCompensated`` and ``RunDeadLettered`` are kinds of it.
+            RunCancelled: It was cancelled.
+            RunNotFound: There is no such run.
+        """
+        async with asyncio.timeout(None if timeout is None else seconds(timeout, "timeout")):
+            run = await self._wait(self.run_id)
+        if run.state is State.COMPLETED:
+            value: Out = self._codec.decode(run.result, f"the result of run {run.id}")
+            return value
+        if run.state is State.CANCELLED:
+            raise RunCancelled(run.id)
+        failure = Failure("unknown", "") if run.error is None else failures.from_json(run.error)
+        raise _OUTCOMES[run.state](run.id, failure)
+
+    def __repr__(self) -> str:
+        return f"<run {self.run_id}>"
+
+
+_OUTCOMES: dict[State, type[RunFailed]] = {
+    State.FAILED: RunFailed,
+    State.COMPENSATED: RunCompensated,
+    State.DEAD_LETTER: RunDeadLettered,
+}

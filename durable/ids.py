@@ -1,0 +1,42 @@
+"""Run and worker ids: UUIDv7 (RFC 9562, section 5.7), so that the primary key is in the order of time."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import datetime
+from uuid import UUID
+
+from durable.errors import InvalidArgument
+
+_last = (0, 0)  # milliseconds, the 12 bits after them
+
+
+def new_id(now: datetime) -> str:
+    """A new id for the time ``now``; ids made by one process rise within a millisecond (method 1 of the RFC)."""
+    global _last
+    milliseconds = int(now.timestamp() * 1000)
+    last, counter = _last
+    if milliseconds > last:
+        counter = secrets.randbits(11)
+    else:
+        milliseconds, counter = last, counter + 1
+        if counter >> 12:
+            milliseconds, counter = last + 1, 0
+    _last = (milliseconds, counter)
+    value = (milliseconds << 80) | (7 << 76) | (counter << 64) | (2 << 62) | secrets.randbits(62)
+    return str(UUID(int=value))
+
+
+def check_run_id(value: str) -> str:
+    """``value`` in canonical form.
+
+    Raises:
+        InvalidArgument: It is not a UUIDv7. Lists are in the order of the ids; use ``key`` for your own identity.
+    """
+    try:
+        parsed = UUID(value)
+    except (ValueError, AttributeError, TypeError):
+        parsed = None
+    if parsed is None or parsed.version != 7:
+        raise InvalidArgument(f"run_id {value!r} is not a UUIDv7; an identity of your own goes into key=")
+    return str(parsed)

@@ -1,0 +1,267 @@
+"""The replay core: a run's history against the operations that its code calls. Decisions only, no waiting.
+
+It answers four questions for the shell (``execution``), which does the waiting:
+
+* ``call``: which record key does this operation have? (name plus occurrence, taken when it is called)
+* ``begin``: may it start, is its recorded result due now, or must it wait for its turn?
+* ``next_delivery`` and ``startable``: the run's code has had ``idle`` passes of the event loop without calling,
+  cancelling or receiving anything; what may happen now?
+* ``conclude``: what is the record of a result that is delivered for the first time?
+
+**Order.** Results reach the code one at a time, each followed by the code it wakes, on the first pass and on
+replay alike, so ``asyncio.wait``, ``as_completed`` and a failing TaskGroup take the same path both times. On
+replay the order is that of the records' sequence numbers. Each record also holds how many operations the run
+had begun when it was delivered: a logical clock. An operation that is alone, and whose record says that
+nothing else had begun, is answered at once: a sequential workflow replays without a single detour.
+
+**Nothing starts early.** On replay an operation without a record starts only when no begun operation has a
+recorded result left, and what the last delivery woke has come to rest: it may be cancelled by that code.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from datetime import datetime
+from heapq import heappop, heappush
+from typing import Protocol
+
+from durable.errors import AmbiguousName, NondeterminismError
+from durable.model import Kind, Record
+
+SETTLE = 10
+"""Passes of the event loop after which woken code counts as having come to rest. A result passes one level of
+gather, wait or TaskGroup in two passes; the same number on both passes makes deeper nesting deterministic
+too, as far as it is reached."""
+
+SETTLE_LONG = 200
+"""The same while the history says that the code has not yet begun all that it had begun at that point."""
+
+
+class Scope(Protocol):
+    """The task in which an operation is called."""
+
+    def done(self) -> bool: ...
+
+
+class _Nobody:
+    def done(self) -> bool:
+        return True
+
+
+_NOBODY, _SEVERAL = _Nobody(), _Nobody()
+
+
+class Operation:
+    """One ``ctx`` operation of one run: its key, and the record of its result when there is one."""
+
+    __slots__ = ("_direct", "future", "key", "kind", "recorded", "scheduled", "scope")
+
+    def __init__(self, key: str, kind: Kind, recorded: Record | None, scheduled: Record | None) -> None:
+        self.key = key
+        self.kind = kind
+        self.recorded = recorded
+        self.scheduled = scheduled  # a sleep's own record: it was called on an earlier pass
+        self.scope: Scope | None = None  # the task in which it is awaited
+        self.future: object = None  # the shell's: what the operation's coroutine waits on
+        self._direct = False
+
+
+class Replay:
+    """The core's state for one execution of one run.
+
+    Args:
+        records: The history, in sequence order.
+        now: The time before anything is delivered: when the run first started.
+    """
+
+    def __init__(self, records: Sequence[Record], now: datetime) -> None:
+        self._records = {record.key: record for record in records}
+        self._left = sum(record.kind in _RESULTS for record in records)  # recorded results not delivered
+        self._names: dict[str, tuple[int, Scope | None]] = {}
+        self.open: dict[str, Operation] = {}
+        """Begun, neither delivered nor dropped."""
+        self._due: list[tuple[int, str]] = []  # of those, the ones with a recorded result, by seq
+        self._offered: deque[Operation] = deque()  # of those, the ones whose live result waits for its turn
+        self._held: list[Operation] = []  # of those, the ones that wait for permission to start
+        self._woken: Scope | None = _NOBODY  # the only task that the last delivery woke, as far as is known
+        self._live = not self._left  # no more settling before a start
+        self.seq = records[-1].seq if records else 0
+        self.begun = 0
+        self.now = now
+
+    # -- calling ----------------------------------------------------------------------------------
+
+    def call(self, name: str, kind: Kind, scope: Scope | None) -> Operation:
+        """Take the next occurrence of ``name``.
+
+        Raises:
+            AmbiguousName: Another task of this run, still alive, uses the name.
+            NondeterminismError: It is recorded as another kind.
+        """
+        count, user = self._names.get(name, (0, None))
+        if count and user is not scope and user is not None and not user.done():
+            raise AmbiguousName(
+                f"two live tasks of this run use the name {name!r}: a replay could swap their results. "
+                "Put the item into the name"
+            )
+        key = self.next_key(name)
+        self._names[name] = (count + 1, scope)
+        return self.operation(key, kind)
+
+    def next_key(self, name: str) -> str:
+        """The key that the next operation called ``name`` will have."""
+        count, _ = self._names.get(name, (0, None))
+        return name if not count else f"{name}#{count + 1}"
+
+    def operation(self, key: str, kind: Kind) -> Operation:
+        """The operation with exactly this key."""
+        if not self._records:
+            return Operation(key, kind, None, None)
+        own = self._records.get(key)
+        if own is not None and own.kind is not kind:
+            raise NondeterminismError(
+                f"operation {key!r} is recorded as a {own.kind} (seq {own.seq}), and the code asks for a {kind}"
+            )
+        if kind is Kind.SLEEP:
+            return Operation(key, kind, self._records.get(f"{key}/woke"), own)
+        return Operation(key, kind, own, None)
+
+    def attempts(self, key: str) -> list[Record]:
+        """The failed attempts recorded for ``key``, in order."""
+        found: list[Record] = []
+        while (record := self._records.get(f"{key}/attempt/{len(found) + 1}")) is not None:
+            found.append(record)
+        return found
+
+    def recorded(self, kind: Kind) -> list[Record]:
+        """All records of one kind that the execution started with, in sequence order."""
+        return [record for record in self._records.values() if record.kind is kind]
+
+    # -- beginning --------------------------------------------------------------------------------
+
+    def begin(self, op: Operation, scope: Scope | None) -> bool:
+        """The operation is awaited now, in the task ``scope``.
+
+        Returns:
+            True when it goes on at once: to its recorded result if it has one, else to its start.
+            False when it has to wait for ``next_delivery`` or ``startable`` to name it.
+        """
+        if op.kind is not Kind.UNDO:  # not begun by the workflow's code: a replay need not begin it
+            self.begun += 1
+        self.open[op.key] = op
+        op.scope = scope
+        op._direct = len(self.open) == 1 and (self._woken is scope or self._woken is _NOBODY)
+        if op.recorded is not None:
+            if op._direct and self.begun == op.recorded.begun:
+                return True
+            heappush(self._due, (op.recorded.seq, op.key))
+            return False
+        if self._live and not self._due:
+            return True
+        self._held.append(op)
+        return False
+
+    def drop(self, op: Operation) -> None:
+        """The operation was cancelled by the run's own code: it has no result, and is no failure."""
+        if self.open.pop(op.key, None) is None:
+            return
+        self._woken = _SEVERAL
+        if op.recorded is not None:
+            self._due = sorted(entry for entry in self._due if entry[1] != op.key)
+            self._left -= 1
+        elif op in self._held:
+            self._held.remove(op)
+        elif op in self._offered:
+            self._offered.remove(op)
+
+    # -- turns ------------------------------------------------------------------------------------
+
+    @property
+    def replaying(self) -> bool:
+        """Recorded results are still being delivered."""
+        return self._left > 0 and not self._live
+
+    def direct(self, op: Operation) -> bool:
+        """The result of ``op`` needs no turn: it stands alone, in the task that the last delivery woke, so that
+        nothing else can be under way between the two."""
+        return op._direct and len(self.open) == 1
+
+    def offer(self, op: Operation) -> None:
+        """The operation's live result is there and waits for its turn."""
+        self._offered.append(op)
+
+    @property
+    def unsettled(self) -> bool:
+        """Something waits for a turn or for permission to start: keep counting passes."""
+        return bool(self._due or self._offered or self._held)
+
+    def next_delivery(self, idle: int) -> Operation | None:
+        """The operation whose result is delivered now, if it is time for one."""
+        if self._due:
+            op = self.open[self._due[0][1]]
+            assert op.recorded is not None
+            if idle < (SETTLE if self.begun >= op.recorded.begun else SETTLE_LONG):
+                return None
+            heappop(self._due)
+            return op
+        if self._offered and idle >= SETTLE:
+            return self._offered.popleft()
+        return None
+
+    def startable(self, idle: int) -> list[Operation]:
+        """The operations without a record that may start now."""
+        if not self._held or self._due or idle < (SETTLE_LONG if self._left else SETTLE):
+            return []
+        self._live = True
+        started, self._held = self._held, []
+        return started
+
+    # -- results ----------------------------------------------------------------------------------
+
+    def deliver(self, op: Operation) -> Record:
+        """Hand over the recorded result of ``op``."""
+        assert op.recorded is not None
+        self._close(op)
+        self._left -= 1
+        self.now = max(self.now, op.recorded.at)
+        return op.recorded
+
+    def _close(self, op: Operation) -> None:
+        del self.open[op.key]
+        self._woken = _SEVERAL if self.open else op.scope
+
+    def conclude(
+        self,
+        op: Operation,
+        at: datetime,
+        data: str | None = None,
+        *,
+        failed: bool = False,
+        attempt: int = 1,
+        duration: float = 0.0,
+        compensable: bool = False,
+    ) -> Record:
+        """The record of a result that is delivered now, for the first time."""
+        self._close(op)
+        self.seq += 1
+        self.now = at = at if at > self.now else self.now
+        key, kind = (op.key, op.kind) if op.kind is not Kind.SLEEP else (f"{op.key}/woke", Kind.WOKE)
+        return Record(self.seq, key, kind, at, data, failed, attempt, duration, self.begun, compensable)
+
+    def note(self, op: Operation, at: datetime, due_at: datetime) -> Record:
+        """The record that a sleep was called; it delivers nothing."""
+        self.seq += 1
+        op.scheduled = Record(self.seq, op.key, op.kind, at, due_at=due_at)
+        return op.scheduled
+
+    def failed_attempt(
+        self, op: Operation, at: datetime, data: str, attempt: int, duration: float, due_at: datetime
+    ) -> Record:
+        """The record of a failed attempt that will be followed by another one at ``due_at``."""
+        self.seq += 1
+        key = f"{op.key}/attempt/{attempt}"
+        return Record(self.seq, key, Kind.ATTEMPT, at, data, True, attempt, duration, due_at=due_at)
+
+
+_RESULTS = frozenset({Kind.STEP, Kind.WOKE, Kind.UNDO})

@@ -1,0 +1,93 @@
+"""Waits for the end of runs: one look at the store for all that are awaited, when something is said to have ended.
+
+A hint brings the look forward; without hints it happens at growing intervals, since hints can be lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from durable.errors import StoreUnavailable
+from durable.model import Run
+from durable.store import Hint, Store
+
+_log = logging.getLogger("durable.results")
+
+_LOOK_FIRST, _LOOK_MAX = 0.05, 1.0  # seconds between two looks without a hint; doubling
+
+
+class Results:
+    """The awaited runs of one engine.
+
+    Args:
+        store: Open, as long as somebody waits.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._awaited: dict[str, list[asyncio.Future[Run]]] = {}
+        self._ended_here: list[str] = []
+        self._hint = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._unsubscribe: Callable[[], None] | None = None
+
+    def start(self) -> None:
+        self._unsubscribe = self._store.subscribe(self._on_hint)
+
+    async def stop(self) -> None:
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        for futures in self._awaited.values():
+            for future in futures:
+                future.cancel()
+        self._awaited.clear()
+
+    def ended(self, run_id: str) -> None:
+        """A worker of this process has committed the run's end."""
+        if run_id in self._awaited:
+            self._ended_here.append(run_id)
+            self._hint.set()
+
+    async def wait(self, run_id: str) -> Run:
+        """The run, once it is terminal. Cancelling the wait does nothing to the run."""
+        future: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
+        self._awaited.setdefault(run_id, []).append(future)
+        self._hint.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._look(), name="durable results")
+        try:
+            return await future
+        finally:
+            waiting = self._awaited.get(run_id, [])
+            if future in waiting:
+                waiting.remove(future)
+                if not waiting:
+                    del self._awaited[run_id]
+
+    def _on_hint(self, hint: Hint) -> None:
+        if Hint.ENDED in hint and self._awaited:
+            self._hint.set()
+
+    async def _look(self) -> None:
+        interval = _LOOK_FIRST
+        while self._awaited:
+            try:
+                async with asyncio.timeout(interval):
+                    await self._hint.wait()
+                interval = _LOOK_FIRST
+            except TimeoutError:
+                interval = min(interval * 2, _LOOK_MAX)
+            self._hint.clear()
+            here, self._ended_here = self._ended_here, []
+            try:
+                for run in await self._store.ended(here or list(self._awaited)):
+                    for future in self._awaited.pop(run.id, []):
+                        if not future.done():
+                            future.set_result(run)
+            except StoreUnavailable as error:
+                _log.warning("cannot look for results: %s", error)

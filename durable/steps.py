@@ -1,0 +1,187 @@
+"""One call of one user function: on the loop or in a thread, with its timeout, seen through ``current_step``.
+
+It knows neither records nor retries; ``execution`` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import traceback
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from durable.codec import Codec
+from durable.errors import DurableError
+from durable.retry import Retry
+from durable.threads import ThreadPool
+
+_log = logging.getLogger("durable.steps")
+
+UNWIND = 5.0
+"""Seconds for which cancelled user code may go on before it is abandoned, with its stack in the log."""
+
+
+class CurrentStep:
+    """What a step function can know about the attempt it runs in."""
+
+    __slots__ = ("_key", "attempt", "cancelled", "name", "run_id")
+
+    def __init__(self, run_id: str, key: str, attempt: int) -> None:
+        self.run_id = run_id
+        self.name = key.partition("#")[0].partition("/")[0]
+        self.attempt = attempt
+        self.cancelled = False
+        """The attempt's result is not wanted any more: it timed out, or the worker stops."""
+        self._key = key
+
+    @property
+    def idempotency_key(self) -> str:
+        """``<run_id>/<record key>``: the same for every attempt, crash and retry of this step in this run."""
+        return f"{self.run_id}/{self._key}"
+
+
+_current: contextvars.ContextVar[CurrentStep] = contextvars.ContextVar("durable_current_step")
+
+
+def current_step() -> CurrentStep:
+    """The step whose function is running, in a coroutine or in a thread.
+
+    Raises:
+        DurableError: No step function is running here.
+    """
+    try:
+        return _current.get()
+    except LookupError:
+        raise DurableError("current_step() is only known inside a step function") from None
+
+
+class Call:
+    """A user function with its arguments and how it is to be called."""
+
+    __slots__ = ("args", "codec", "compensate", "fn", "on_loop", "retry", "timeout")
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        codec: Codec,
+        retry: Retry | None,
+        timeout: float | None,
+        compensate: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.fn = fn
+        self.args = args
+        self.codec = codec
+        self.retry = retry
+        self.timeout = timeout
+        self.compensate = compensate
+        self.on_loop = runs_on_loop(fn)
+
+
+_on_loop: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def runs_on_loop(fn: Callable[..., Any]) -> bool:
+    """Coroutine functions, their partials and bound methods do; any other callable gets a thread."""
+    key = getattr(fn, "__func__", fn)
+    try:
+        return _on_loop[key]
+    except (KeyError, TypeError):
+        pass
+    answer = inspect.iscoroutinefunction(fn)
+    if not isinstance(fn, partial):  # a partial is made anew for each call
+        try:
+            _on_loop[key] = answer
+        except TypeError:  # not weakly referable, such as a builtin
+            return answer
+    return answer
+
+
+class StillRunning:
+    """Threads of timed-out or dropped attempts: the next attempt in this process waits for their end."""
+
+    def __init__(self, pool: ThreadPool) -> None:
+        self._pool = pool
+        self._running: dict[str, asyncio.Future[Any]] = {}
+
+    def submit(self, key: str, fn: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        future = self._pool.submit(fn, *args)
+        self._running[key] = future
+        future.add_done_callback(lambda _: self._running.pop(key, None))
+        return future
+
+    async def ended(self, key: str) -> None:
+        """Return when no thread of an earlier attempt of this step runs any more."""
+        while (future := self._running.get(key)) is not None:
+            await asyncio.wait([future])
+
+
+async def invoke(call: Call, step: CurrentStep, threads: StillRunning) -> Any:
+    """Call the function once, within its timeout.
+
+    Raises:
+        TimeoutError: The timeout passed. A coroutine was cancelled; a thread goes on and its result is dropped.
+        asyncio.CancelledError: The surrounding task was cancelled.
+    """
+    token = _current.set(step)
+    try:
+        if call.timeout is None:
+            return await (call.fn(*call.args) if call.on_loop else _in_thread(call, step, threads))
+        return await _within(call, step, threads, call.timeout)
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            step.cancelled = True
+            raise
+        raise DurableError("the step function raised CancelledError, and nobody had cancelled it") from error
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise DurableError(f"the step function raised {type(error).__name__}") from error
+    finally:
+        _current.reset(token)
+
+
+async def _in_thread(call: Call, step: CurrentStep, threads: StillRunning) -> Any:
+    await threads.ended(step.idempotency_key)
+    future = threads.submit(step.idempotency_key, call.fn, *call.args)
+    await asyncio.wait([future])  # cancelling the wait leaves the future alone: the thread is still tracked
+    value = future.result()
+    return await value if inspect.isawaitable(value) else value
+
+
+async def _within(call: Call, step: CurrentStep, threads: StillRunning, timeout: float) -> Any:
+    """In a task of its own, so that one that does not obey its cancellation can be left behind."""
+    work: Awaitable[Any] = call.fn(*call.args) if call.on_loop else _in_thread(call, step, threads)
+    task = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait([task], timeout=timeout)
+    except asyncio.CancelledError:
+        step.cancelled = True
+        await cancelled(task, step.idempotency_key)
+        raise
+    if done:
+        return task.result()
+    step.cancelled = True
+    await cancelled(task, step.idempotency_key)
+    raise TimeoutError(f"no result within {timeout:g} s")
+
+
+async def cancelled(task: asyncio.Future[Any], what: str) -> None:
+    """Cancel ``task`` and wait for its end, at most ``UNWIND`` seconds; then it is abandoned."""
+    task.cancel()
+    _, pending = await asyncio.wait([task], timeout=UNWIND)
+    if pending:
+        log_abandoned(task, what)
+    elif not task.cancelled():
+        task.exception()  # it ended after all; its outcome came too late
+
+
+def log_abandoned(task: asyncio.Future[Any], what: str) -> None:
+    """Say where user code that does not obey its cancellation stands."""
+    frames = task.get_stack() if isinstance(task, asyncio.Task) else []
+    stack = "".join(line for frame in frames for line in traceback.format_stack(frame, limit=1))
+    _log.error("%s does not end %g s after its cancellation, and is abandoned. It stands at:\n%s", what, UNWIND, stack)

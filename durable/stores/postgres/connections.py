@@ -1,0 +1,261 @@
+"""Connections: how one is made, and the lanes, each a dedicated one that carries whole transactions.
+
+A lane sends a transaction with its COMMIT in one pipeline with one sync, so that a client that is stopped half-way
+holds no lock for longer than the server needs to notice. It knows nothing of runs.
+
+The session settings below are a best effort: behind a transaction pooler they reach some connection or none. There,
+give the role its limits (``ALTER ROLE … SET statement_timeout = …``). Nothing relies on them but the bounds of waits,
+and those have a second one here: a connection that does not answer is hung up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, LiteralString, NamedTuple, TypeVar, cast
+
+import anyio
+import psycopg
+from psycopg import AsyncConnection, AsyncRawCursor, Connection, RawCursor
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
+from psycopg.types.string import TextLoader
+
+from durable.errors import ConfigurationError, InvalidArgument, StoreUnavailable, without_password
+from durable.stores.postgres.failures import repeatable, translated
+
+Row = tuple[Any, ...]
+Async = AsyncConnection[Row]
+Sync = Connection[Row]
+AnyConnection = TypeVar("AnyConnection", bound=psycopg.AsyncConnection[Any] | psycopg.Connection[Any])
+
+STATEMENT_TIMEOUT = 30.0
+"""Seconds for one statement, on the server."""
+LOCK_TIMEOUT = 5.0
+"""Seconds that a statement waits for a lock of somebody else. Nothing in the hot path waits for a run."""
+IDLE_TIMEOUT = 10.0
+"""Seconds after which the server ends a connection that idles inside a transaction."""
+PATIENCE = 40.0
+"""Seconds without an answer after which a connection is hung up: the server would have ended the statement before."""
+
+REPEATS = 10
+"""How often a transaction that lost against another one is sent."""
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
+_SETTINGS = {
+    "statement_timeout": f"{STATEMENT_TIMEOUT:g}s",
+    "lock_timeout": f"{LOCK_TIMEOUT:g}s",
+    "idle_in_transaction_session_timeout": f"{IDLE_TIMEOUT:g}s",
+    "default_transaction_isolation": "read committed",
+    "TimeZone": "UTC",
+    "DateStyle": "ISO",
+    "jit": "off",  # a generic plan's guesses can cross its threshold: 100 ms of compiling for a statement of 1 ms
+}
+_DEFAULTS = {"connect_timeout": 10, "application_name": "durable", "keepalives_idle": 10, "tcp_user_timeout": 20_000}
+_SETUP = "SELECT " + ", ".join(f"set_config('{name}', '{value}', false)" for name, value in _SETTINGS.items())
+
+
+class Call(NamedTuple):
+    """A statement with its parameters, which are texts: an integer's size would choose another plan."""
+
+    sql: str
+    parameters: Sequence[str | None] = ()
+
+
+def query(sql: str) -> LiteralString:
+    """``sql`` as the driver's types want it: all of it comes from this package's own files."""
+    return cast("LiteralString", sql)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where the server is and how connections to it are made.
+
+    Args:
+        url: URL or DSN.
+        prepare_threshold: Uses of a statement after which it is prepared; None for never.
+    """
+
+    url: str
+    prepare_threshold: int | None
+
+    def __repr__(self) -> str:
+        return f"Server({without_password(self.url)!r})"
+
+    def check(self) -> None:
+        """Raises InvalidArgument when libpq cannot read the URL. It does not quote it: a password may be in it."""
+        try:
+            conninfo_to_dict(self.url)
+        except psycopg.Error:
+            raise InvalidArgument("the database URL is not one that libpq can read") from None
+
+    @property
+    def conninfo(self) -> str:
+        return make_conninfo("", **{**_DEFAULTS, **conninfo_to_dict(self.url), "client_encoding": "UTF8"})
+
+    async def connect(self) -> Async:
+        """A connection that is set up.
+
+        Raises:
+            StoreUnavailable: The server cannot be reached, or refuses.
+        """
+        try:
+            connection = await AsyncConnection.connect(
+                self.conninfo, autocommit=True, prepare_threshold=self.prepare_threshold, cursor_factory=AsyncRawCursor
+            )
+        except (psycopg.Error, OSError) as error:
+            raise self._unreachable(error) from None
+        try:
+            await set_up(connection)
+        except (psycopg.Error, OSError) as error:
+            await connection.close()
+            raise self._unreachable(error) from None
+        return connection
+
+    def connect_sync(self) -> Sync:
+        """The same for a thread.
+
+        Raises:
+            StoreUnavailable: The server cannot be reached, or refuses.
+        """
+        try:
+            connection = Connection.connect(
+                self.conninfo, autocommit=True, prepare_threshold=self.prepare_threshold, cursor_factory=RawCursor
+            )
+            _adapt(connection)
+            connection.execute(_SETUP, prepare=False)
+        except (psycopg.Error, OSError) as error:
+            raise self._unreachable(error) from None
+        return connection
+
+    def _unreachable(self, error: Exception) -> StoreUnavailable:
+        text = without_password(str(error).strip())
+        return StoreUnavailable(f"cannot connect to {without_password(self.url)}: {text}")
+
+
+async def set_up(connection: AsyncConnection[Any]) -> None:
+    """What every connection needs, the pool's too."""
+    _adapt(connection)
+    await connection.execute(_SETUP, prepare=False)
+
+
+def _adapt(connection: AsyncConnection[Any] | Connection[Any]) -> None:
+    """Ids are strings in this library: the text of a uuid is taken as it comes."""
+    connection.adapters.register_loader("uuid", TextLoader)
+
+
+def hang_up(connection: AsyncConnection[Any] | Connection[Any]) -> None:
+    """Have whoever waits for an answer on ``connection`` fail at once. From any thread."""
+    with suppress(OSError, psycopg.OperationalError):  # it is closed already
+        with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
+            duplicate.shutdown(socket.SHUT_RDWR)
+
+
+async def exchange(connection: Async, calls: Sequence[Call]) -> list[list[Row]]:
+    """The rows of each call, all in one transaction, sent whole with one sync."""
+    impatience = asyncio.get_running_loop().call_later(PATIENCE, hang_up, connection)
+    try:
+        async with connection.pipeline():
+            await connection.execute(_BEGIN)
+            cursors = [await connection.execute(query(call.sql), call.parameters) for call in calls]
+            await connection.execute("COMMIT")
+        return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+    finally:
+        impatience.cancel()
+
+
+class Lane:
+    """One dedicated connection, one transaction at a time.
+
+    It is opened at its first use, and again at the next use after it broke; the call that met the failure
+    raises. Cancelling a caller's scope does not reach the wire: the transaction ends first.
+
+    Args:
+        server: How to connect.
+        name: For messages.
+
+    Attributes:
+        sent: ``time.monotonic()`` before the latest transaction was sent; read it before anything is awaited.
+    """
+
+    def __init__(self, server: Server, name: str) -> None:
+        self._server = server
+        self._name = name
+        self._lock = asyncio.Lock()
+        self._connection: Async | None = None
+        self._closed = False
+        self.sent = 0.0
+
+    async def transaction(self, *calls: Call) -> list[list[Row]]:
+        """The rows of each call, all in one transaction and one round trip.
+
+        Raises:
+            StoreUnavailable: Unknown outcome.
+            PayloadError: The database refuses the data; nothing was written.
+        """
+        for repeats_left in reversed(range(REPEATS)):
+            try:
+                with anyio.CancelScope(shield=True):
+                    async with self._lock:
+                        return await self._send(calls)
+            except Exception as error:
+                if not (repeats_left and repeatable(error)):
+                    raise translated(error, self._name) from None
+        raise AssertionError("the last repetition raises")
+
+    async def open(self) -> None:
+        """Connect now instead of at the first use."""
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                self._closed = False
+                await self._connected()
+
+    async def close(self) -> None:
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                self._closed = True
+                await self._drop()
+
+    async def _connected(self) -> Async:
+        if self._closed:
+            raise StoreUnavailable(f"{self._name}: the store is closed")
+        if self._connection is None or self._connection.closed:
+            self._connection = await self._server.connect()
+        return self._connection
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def _send(self, calls: Sequence[Call]) -> list[list[Row]]:
+        connection = await self._connected()
+        self.sent = time.monotonic()
+        try:
+            return await exchange(connection, calls)
+        except BaseException:
+            await self._recover(connection)
+            raise
+
+    async def _recover(self, connection: Async) -> None:
+        """After a failure: out of the aborted transaction, or out of the connection."""
+        if not connection.closed and connection.info.transaction_status is TransactionStatus.INERROR:
+            with suppress(psycopg.Error):
+                await connection.rollback()
+        if connection.closed or connection.info.transaction_status is not TransactionStatus.IDLE:
+            await self._drop()
+
+
+def require_utf8(connection: AsyncConnection[Any]) -> None:
+    """Refuse a database whose encoding cannot hold every text.
+
+    Raises:
+        ConfigurationError: It is not UTF8.
+    """
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding not in {"UTF8", None}:
+        raise ConfigurationError(f"the database's encoding is {encoding}; durable needs UTF8")

@@ -1,0 +1,83 @@
+"""Brings the schema to the version of the code, from any number of processes at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from psycopg import AsyncConnection, errors
+
+from durable.errors import ConfigurationError, SchemaTooNew
+from durable.sql import Migration
+from durable.stores.postgres.connections import query
+
+_LOCK_PATIENCE = "60s"  # for another process that is migrating
+
+
+async def version(connection: AsyncConnection[Any], schema: str) -> int:
+    """The version of the schema, 0 when there is none. One read, no lock."""
+    try:
+        table = await _one(connection, "SELECT to_regclass($1)::text", f'"{schema}".migrations')
+        if table is None:
+            return 0
+        return int(await _one(connection, f'SELECT coalesce(max(version), 0) FROM "{schema}".migrations'))  # noqa: S608
+    except errors.InsufficientPrivilege as error:
+        raise ConfigurationError(
+            f"this role may not use schema {schema!r} ({error.diag.message_primary}): "
+            "sql/postgres/grants.sql has the rights that it needs"
+        ) from None
+
+
+async def migrate(connection: AsyncConnection[Any], schema: str, migrations: list[Migration]) -> None:
+    """Apply what is missing, in one transaction, under a lock that others wait for.
+
+    Raises:
+        SchemaTooNew: The schema is newer than this code.
+        ConfigurationError: The role may not change the schema.
+    """
+    async with connection.transaction():
+        await connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        await connection.execute(query(f"SET LOCAL lock_timeout = '{_LOCK_PATIENCE}'; SET LOCAL statement_timeout = 0"))
+        await connection.execute("SELECT pg_advisory_xact_lock(hashtext('durable migrations'), hashtext($1))", [schema])
+        present = await version(connection, schema)
+        check(present, len(migrations), schema)
+        if present == len(migrations):
+            return
+        try:
+            await _apply(connection, schema, migrations[present:])
+        except errors.InsufficientPrivilege as error:
+            raise ConfigurationError(
+                f"this role may not migrate schema {schema!r} ({error.diag.message_primary}): it needs "
+                "GRANT CREATE ON DATABASE, or to own the schema; or migrate with another role and set auto_migrate=False"
+            ) from None
+
+
+def check(present: int, latest: int, schema: str) -> None:
+    """Raises SchemaTooNew when the schema is ahead of this code."""
+    if present > latest:
+        raise SchemaTooNew(
+            f"schema {schema!r} has version {present}, this code knows up to {latest}: deploy a newer version of durable"
+        )
+
+
+async def _apply(connection: AsyncConnection[Any], schema: str, missing: list[Migration]) -> None:
+    # Not IF NOT EXISTS at once: that asks for the right to create even when there is nothing to create.
+    if await _one(connection, "SELECT 1 FROM pg_namespace WHERE nspname = $1", schema) is None:
+        await connection.execute(query(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
+    await connection.execute(
+        query(
+            f'CREATE TABLE IF NOT EXISTS "{schema}".migrations '
+            "(version integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+    )
+    for migration in missing:
+        await connection.execute(query(migration.sql), prepare=False)
+        await connection.execute(
+            query(f'INSERT INTO "{schema}".migrations (version, name) VALUES ($1, $2)'),  # noqa: S608
+            [migration.version, migration.name],
+        )
+
+
+async def _one(connection: AsyncConnection[Any], sql: str, *parameters: str) -> Any:
+    cursor = await connection.execute(query(sql), parameters, prepare=False)
+    row = await cursor.fetchone()
+    return None if row is None else row[0]

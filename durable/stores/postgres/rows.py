@@ -1,0 +1,106 @@
+"""Rows of the server as values of ``model``. Pure; the order of columns is that of the named statements."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from durable.model import ClaimedRun, Created, Failure, Kind, NewRun, Record, Run, RunSummary, State
+from durable.store import Route
+
+Row = tuple[Any, ...]
+
+_KINDS = {kind.value: kind for kind in Kind}  # an enum's call costs 0.3 µs, once per record of a replay
+_STATES = {state.value: state for state in State}
+
+
+def record(row: Row) -> Record:
+    """From ``history`` and ``claim_histories``, whose first column is the run id."""
+    _, seq, key, kind, at, data, failed, attempt, duration, begun, compensable, due_at, worker = row
+    return Record(seq, key, _KINDS[kind], at, data, failed, attempt, duration, begun, compensable, due_at, worker)
+
+
+def summary(row: Row) -> RunSummary:
+    """From ``list_runs``."""
+    return RunSummary(**_summary(row))
+
+
+def run(row: Row) -> Run:
+    """From ``get_runs`` and ``ended_runs``: the columns of a list, then the payloads."""
+    run_input, result, error, seed = row[15:]
+    return Run(**_summary(row), input=run_input, result=result, error=error, seed=seed)
+
+
+def _summary(row: Row) -> dict[str, Any]:
+    return {
+        "id": row[0],
+        "state": _STATES[row[1]],
+        "created_at": row[2],
+        "started_at": row[3],
+        "ended_at": row[4],
+        "ready_at": row[5],
+        "key": row[6],
+        "tags": _tags(row[7]),
+        "reason": row[8],
+        "owner": row[9],
+        "claim": row[10],
+        "takeovers": row[11],
+        "shard": row[12],
+        "workflow": row[13],
+        "version": row[14],
+    }
+
+
+def claimed(
+    runs: Sequence[Row], histories: Iterable[Row], routes: Mapping[int, Route], worker: str, warm: Mapping[str, int]
+) -> list[ClaimedRun]:
+    """From ``claim_runs`` and ``claim_histories``."""
+    records: dict[str, list[Record]] = {row[0]: [] for row in runs}
+    for row in histories:
+        records[row[0]].append(record(row))
+    found: list[ClaimedRun] = []
+    for id_, shard, route, state, created, started, key, tags, claim, takeovers, wakes, input_, error, seed in runs:
+        workflow, version = routes[route]
+        run = Run(
+            id_, workflow, version, _STATES[state], created, key, _tags(tags), started, None, None, None, worker, claim,
+            takeovers, shard, input_, None, error, seed,
+        )  # fmt: skip
+        current = warm.get(id_) == claim - 1
+        found.append(ClaimedRun(run, None if current else records[id_], wakes))
+    return found
+
+
+def created(new: NewRun, standing: Row) -> Created:
+    """The answer to a run that was not inserted, from ``standing``: what is there in its place."""
+    _, run_id, request, workflow, input_hash, key = standing
+    conflict = _conflict(new, run_id, workflow, input_hash, key)
+    return Created(run_id, run_id == new.id and request == new.request and conflict is None, conflict)
+
+
+def _conflict(new: NewRun, run_id: str, workflow: str, input_hash: str, key: str | None) -> str | None:
+    what = f"run {run_id}" if run_id == new.id else f"key {new.key!r}, held by run {run_id},"
+    if workflow != new.workflow:
+        return f"{what} belongs to workflow {workflow!r}"
+    if key != new.key:
+        return f"{what} was triggered with another key"
+    if input_hash != new.input_hash:
+        return f"{what} was triggered with another input"
+    return None
+
+
+def gave_up(limit: int) -> str:
+    """The error of a run whose lease expired ``limit`` times in a row, as JSON of a ``Failure``."""
+    failure = Failure(
+        "durable.errors.RunDeadLettered", f"{limit} leases expired one after another without a new record"
+    )
+    return json.dumps(asdict(failure))
+
+
+def tags_text(tags: Mapping[str, str]) -> str:
+    return json.dumps(dict(tags)) if tags else "{}"
+
+
+def _tags(text: str) -> dict[str, str]:
+    return {} if text == "{}" else json.loads(text)

@@ -1,0 +1,135 @@
+"""All connections of one open store, by what they are for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import TypeVar
+
+import anyio
+import psycopg
+from psycopg import AsyncRawCursor
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from durable.stores.postgres.connections import (
+    PATIENCE,
+    REPEATS,
+    Async,
+    Call,
+    Lane,
+    Row,
+    Server,
+    exchange,
+    hang_up,
+    query,
+    set_up,
+)
+from durable.stores.postgres.failures import repeatable, translated
+
+T = TypeVar("T")
+
+_POOL_TIMEOUT = 10.0  # seconds to wait for a connection of the pool
+
+
+class Sessions:
+    """Three lanes and a small pool.
+
+    Attributes:
+        flush: Carries ``commit``, under the fence of the workers' flush rows.
+        claim: Carries ``claim``, under the fence of their claim rows.
+        create: Carries triggers, which have no fence and may wait for a key of somebody else.
+    """
+
+    def __init__(self, server: Server, pool_size: int, statements: Mapping[str, str]) -> None:
+        self.flush = Lane(server, "commit")
+        self.claim = Lane(server, "claim")
+        self.create = Lane(server, "create_runs")
+        self.server = server
+        self._statements = statements
+        self._pool: AsyncConnectionPool[Async] = AsyncConnectionPool(
+            server.conninfo,
+            min_size=1,
+            max_size=pool_size,
+            open=False,
+            timeout=_POOL_TIMEOUT,
+            configure=set_up,
+            name="durable",
+            kwargs={
+                "autocommit": True,
+                "prepare_threshold": server.prepare_threshold,
+                "cursor_factory": AsyncRawCursor,
+            },
+        )
+
+    def call(self, name: str, *parameters: str | None) -> Call:
+        """The named statement with its parameters."""
+        return Call(self._statements[name], parameters)
+
+    async def open(self) -> None:
+        await self.flush.open()  # alone and first: its message says why the server cannot be reached
+        await self._pool.open()
+
+    async def close(self) -> None:
+        for lane in (self.flush, self.claim, self.create):
+            await lane.close()
+        await self._pool.close()
+
+    def connection(self) -> AbstractAsyncContextManager[Async]:
+        """One of the pool's connections."""
+        return self._pool.connection()
+
+    async def on_connection(self, use: Callable[[Async], Awaitable[T]]) -> T:
+        """``use`` a connection of its own, which is closed afterwards: its transaction may take long."""
+        with anyio.CancelScope(shield=True):
+            try:
+                async with await self.server.connect() as connection:
+                    return await use(connection)
+            except (psycopg.Error, OSError) as error:
+                raise translated(error, "schema") from None
+
+    async def read(self, name: str, *parameters: str | None) -> list[Row]:
+        """The rows of one named statement that only reads."""
+        call = self.call(name, *parameters)
+
+        async def ask(connection: Async) -> list[Row]:
+            impatience = asyncio.get_running_loop().call_later(PATIENCE, hang_up, connection)
+            try:
+                cursor = await connection.execute(query(call.sql), call.parameters)
+                return await cursor.fetchall()
+            finally:
+                impatience.cancel()
+
+        return await self._repeated(name, ask)
+
+    async def write(self, name: str, *calls: Call) -> list[list[Row]]:
+        """The rows of each call, all in one transaction. For rare operations: nothing hot waits behind them."""
+        return await self._repeated(name, lambda connection: exchange(connection, calls))
+
+    async def _repeated(self, name: str, use: Callable[[Async], Awaitable[T]]) -> T:
+        """``use`` one of the pool's connections, again after a lost conflict, and once after finding one broken.
+
+        A restart of the server breaks all of them, and checking each before its use would double the round trips.
+        """
+        checked = False
+        for repeats_left in reversed(range(REPEATS)):
+            try:
+                with anyio.CancelScope(shield=True):
+                    async with self._pool.connection() as connection:
+                        return await use(connection)
+            except Exception as error:
+                broken = isinstance(error, psycopg.OperationalError) and error.sqlstate in {None, "57P01", "57P02"}
+                if broken and not checked and not isinstance(error, PoolTimeout):
+                    checked = True
+                    await self._check()
+                elif not (repeats_left and repeatable(error)):
+                    raise translated(error, name) from None
+        raise AssertionError("the last repetition raises")
+
+    async def _check(self) -> None:
+        """Have the pool replace the connections that are broken."""
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._pool.check()
+            except psycopg.Error as error:
+                raise translated(error, "store") from None

@@ -1,0 +1,354 @@
+"""The seam over Postgres: which named statements make up each of its methods, on which connection.
+
+The protocol is explained beside the statements, in ``sql/postgres/queries``. This module knows nothing of
+workflows; what is hot goes through a lane of its own, everything else through a small pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from uuid import UUID
+
+from durable.clock import ServerClock
+from durable.errors import (
+    ConfigurationError,
+    InvalidArgument,
+    PayloadError,
+    RunNotFound,
+    StoreUnavailable,
+    without_password,
+)
+from durable.model import (
+    Claimed,
+    Created,
+    NewRun,
+    Outcome,
+    Record,
+    Renewal,
+    Run,
+    RunFilter,
+    RunRef,
+    RunSummary,
+    RunWrite,
+)
+from durable.sql import check_schema, migrations, statements
+from durable.store import Clock, Hint, Route
+from durable.stores.postgres import creating, literals, migrating, rows
+from durable.stores.postgres import writes as flushing
+from durable.stores.postgres.connections import Call, Server
+from durable.stores.postgres.hints import Hints
+from durable.stores.postgres.lease import LeaseConnection
+from durable.stores.postgres.reaping import STUCK_AFTER, end_blockers
+from durable.stores.postgres.routing import Routes
+from durable.stores.postgres.sessions import Sessions
+
+SHARD = "0"  # a single Postgres has one
+_LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+_RESUME_TRIES, _RESUME_PAUSE = 100, 0.02  # times and seconds: somebody holds the row for a moment
+
+
+class PostgresStore:
+    """Runs in a schema of a Postgres database.
+
+    Constructing it does no I/O.
+
+    Args:
+        url: ``postgresql://…`` or a libpq DSN.
+        schema: Where the tables are; a plain lower-case name.
+        pool_size: Connections for reads and rare operations, at least 2. Six more are dedicated: one each to
+            commits, claims, triggers, listening, notifying and the heartbeat.
+        prepare_threshold: Uses of a statement after which a connection prepares it; None behind a pooler in
+            transaction mode that does not know prepared statements.
+
+    Raises:
+        InvalidArgument: The URL, the schema or the pool's size is not valid.
+    """
+
+    def __init__(
+        self, url: str, *, schema: str = "durable", pool_size: int = 4, prepare_threshold: int | None = 0
+    ) -> None:
+        if pool_size < 2:
+            raise InvalidArgument(f"pool_size is {pool_size}, and must be at least 2")
+        self._schema = check_schema(schema)
+        self._server = Server(url, prepare_threshold)
+        self._server.check()
+        self._url = without_password(url)
+        self._pool_size = pool_size
+        self._statements = statements("postgres", schema)
+        self._migrations = migrations("postgres", schema)
+        self._clock = ServerClock()
+        self._lease = LeaseConnection(self._server, self._statements["renew"])
+        self._hints = Hints(self._server, schema, self._statements["notify"])
+        self._routes = Routes()
+        self._turn = 0
+        self._opened = 0
+        self._opening: asyncio.Lock | None = None
+        self._sessions: Sessions | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __repr__(self) -> str:
+        return f"<PostgresStore {self._url} schema={self._schema}>"
+
+    @property
+    def clock(self) -> Clock:
+        return self._clock
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    # -- life -------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Connect; engines that share the store open it several times.
+
+        Raises:
+            StoreUnavailable: The server cannot be reached.
+            ConfigurationError: The database's encoding is not UTF8.
+        """
+        self._opening = self._opening or asyncio.Lock()
+        async with self._opening:
+            if self._opened == 0:
+                await self._connect()
+            self._opened += 1
+
+    async def _connect(self) -> None:
+        sessions = Sessions(self._server, self._pool_size, self._statements)
+        try:
+            await sessions.open()
+            sent = time.monotonic()
+            [[now]] = await sessions.read("server_now")
+        except BaseException:
+            await sessions.close()
+            raise
+        self._clock.observe(now, sent)
+        self._lease.open()
+        self._hints.open()
+        self._loop = asyncio.get_running_loop()
+        self._sessions = sessions
+
+    async def close(self) -> None:
+        """Undo one ``open``; the last one closes every connection and ends every task."""
+        if self._opening is None:
+            return
+        async with self._opening:
+            self._opened = max(0, self._opened - 1)
+            if self._opened == 0 and self._sessions is not None:
+                sessions, self._sessions = self._sessions, None
+                self._lease.close()
+                await self._hints.close()
+                await sessions.close()
+
+    async def schema_version(self) -> int:
+        """The version of the schema in the database, 0 when there is none.
+
+        Raises:
+            ConfigurationError: The role may not use the schema.
+        """
+        return await self._use.on_connection(lambda connection: migrating.version(connection, self._schema))
+
+    @property
+    def latest_version(self) -> int:
+        return len(self._migrations)
+
+    async def migrate(self) -> None:
+        """Bring the schema to ``latest_version``. Safe from many processes at once.
+
+        Raises:
+            SchemaTooNew: The database is ahead of this code.
+            ConfigurationError: The role may not change the schema.
+        """
+        await self._use.on_connection(lambda connection: migrating.migrate(connection, self._schema, self._migrations))
+
+    @property
+    def _use(self) -> Sessions:
+        if self._sessions is None:
+            raise StoreUnavailable("the store is not open")
+        return self._sessions
+
+    # -- workers ----------------------------------------------------------------------------------
+
+    async def register(self, worker: str, lease: float) -> None:
+        await self._use.write("register", self._call("register", worker, str(lease)))
+
+    def renew(self, worker: str, lease: float) -> Renewal:
+        """Extend the lease; from the heartbeat thread only."""
+        renewal, sent = self._lease.renew(worker, lease)
+        if self._loop is not None and not self._loop.is_closed():
+            # On the loop: the clock's two values are read there, and must not be seen half written.
+            self._loop.call_soon_threadsafe(self._clock.observe, renewal.now, sent)
+        return renewal
+
+    async def unregister(self, worker: str) -> None:
+        await self._use.write(
+            "unregister",
+            self._call("delete_worker", worker),
+            self._call("leave_orderly", worker),
+            *self._release(limit=5),
+        )
+
+    async def reap(self, limit: int = 5) -> int:
+        calls = [self._call("delete_expired"), *self._release(limit), self._call("stuck_workers", str(STUCK_AFTER))]
+        _, [[released]], _, [[stuck]] = await self._use.write("reap", *calls)
+        if stuck:
+            await end_blockers(self._use)
+            _, [[more]], _, _ = await self._use.write("reap", *calls)
+            released += more
+        return int(released)
+
+    def _release(self, limit: int) -> list[Call]:
+        error = rows.gave_up(limit)
+        return [self._call("release_orphans", str(limit), error), self._call("forget_claims")]
+
+    # -- execution, fenced ------------------------------------------------------------------------
+
+    async def claim(
+        self,
+        worker: str,
+        routes: Sequence[Route],
+        limit: int,
+        batch: str,
+        warm: Mapping[str, int],
+        done: Sequence[str] = (),
+    ) -> Claimed:
+        numbers = await self._routes.numbers(self._use, routes)
+        wanted = [numbers[route] for route in routes]
+        self._turn += 1
+        first = self._turn % max(1, len(wanted))  # routes rotate: under a full load each comes first in turn
+        turned = literals.scalars(wanted[first:] + wanted[:first])
+        claim = self._call(
+            "claim_runs",
+            *(worker, SHARD, turned, str(limit), batch),
+            *(literals.words(warm), literals.scalars(list(warm.values())), literals.words(done)),
+        )
+        lane = self._use.claim
+        runs, histories, [[now, next_ready_at]] = await lane.transaction(
+            claim, self._call("claim_histories", worker, batch), self._call("claim_next", SHARD, turned)
+        )
+        self._clock.observe(now, lane.sent)
+        if any(row[2] not in self._routes.by_number for row in runs):
+            raise ConfigurationError("a run has a route that is not in the table of routes")
+        return Claimed(rows.claimed(runs, histories, self._routes.by_number, worker, warm), next_ready_at)
+
+    async def owned(self, worker: str) -> list[RunRef]:
+        return [RunRef(*row) for row in await self._use.read("owned", worker)]
+
+    async def commit(self, worker: str, writes: Sequence[RunWrite]) -> list[Outcome]:
+        if not writes:
+            return []
+        try:
+            [answers] = await self._use.flush.transaction(
+                self._call("commit_writes", *flushing.parameters(worker, writes))
+            )
+        except PayloadError:
+            differing = await self._differing(writes)
+            if not differing:
+                raise
+            rest = [write for write in writes if write.ref.id not in differing]
+            outcomes = dict.fromkeys(differing, Outcome.LEASE_LOST)
+            outcomes.update(zip((write.ref.id for write in rest), await self.commit(worker, rest), strict=True))
+            return flushing.outcomes(writes, outcomes)
+        if answers:
+            return await self._explained(writes, answers)
+        return flushing.outcomes(writes, {})
+
+    async def _explained(self, writes: Sequence[RunWrite], answers: list[rows.Row]) -> list[Outcome]:
+        """The outcomes when some writes were not applied now: they may have been applied by an earlier sending."""
+        if any(run_id is None for run_id, _ in answers):
+            return [Outcome.LEASE_LOST] * len(writes)
+        found = {run_id: Outcome(outcome) for run_id, outcome in answers}
+        lost = [write for write in writes if found.get(write.ref.id) is Outcome.LEASE_LOST]
+        stored = await self._stored_records(lost)
+        runs = {row[0]: row[1:] for row in await self._use.read("stored_runs", *flushing.refs(lost))}
+        for write in lost:
+            if flushing.was_applied(write, runs.get(write.ref.id), stored):
+                found[write.ref.id] = Outcome.APPLIED
+        return flushing.outcomes(writes, found)
+
+    async def _differing(self, writes: Sequence[RunWrite]) -> set[str]:
+        """Ids of the runs that have a record of a written key with other contents."""
+        stored = await self._stored_records(writes)
+        return {write.ref.id for write in writes if flushing.differs(write, stored)}
+
+    async def _stored_records(self, writes: Sequence[RunWrite]) -> dict[tuple[str, str], flushing.Contents]:
+        found = await self._use.read("stored_records", *flushing.record_keys(writes))
+        return {(row[0], row[2]): row[1:] for row in found}
+
+    # -- anybody ----------------------------------------------------------------------------------
+
+    async def create_runs(self, runs: Sequence[NewRun]) -> list[Created]:
+        if not runs:
+            return []
+        numbers = await self._routes.numbers(self._use, [Route(run.workflow, run.version) for run in runs])
+        first: dict[str, NewRun] = {}
+        for run in runs:
+            first.setdefault(run.id, run)
+        if len(first) == len(runs):
+            return await creating.create(self._use, runs, numbers)
+        answers = iter(await creating.create(self._use, list(first.values()), numbers))
+        again = iter(await self.create_runs([run for run in runs if first[run.id] is not run]))
+        return [next(answers if first[run.id] is run else again) for run in runs]
+
+    async def resume(self, run_id: str) -> bool:
+        if not _known([run_id]):
+            raise RunNotFound(f"there is no run {run_id!r}")
+        for _ in range(_RESUME_TRIES):
+            [[[found, locked, resumed]]] = await self._use.write("resume", self._call("resume", SHARD, run_id))
+            if not found:
+                raise RunNotFound(f"there is no run {run_id!r}")
+            if locked:
+                return bool(resumed)
+            await asyncio.sleep(_RESUME_PAUSE)
+        raise StoreUnavailable(f"resume: another transaction holds run {run_id}")
+
+    async def get_runs(self, run_ids: Sequence[str]) -> list[Run]:
+        return [rows.run(row) for row in await self._use.read("get_runs", SHARD, literals.words(_known(run_ids)))]
+
+    async def find_key(self, workflow: str, key: str) -> str | None:
+        found = await self._use.read("find_key", SHARD, workflow, key)
+        return found[0][0] if found else None
+
+    async def ended(self, run_ids: Sequence[str]) -> list[Run]:
+        return [rows.run(row) for row in await self._use.read("ended_runs", SHARD, literals.words(_known(run_ids)))]
+
+    async def list_runs(self, where: RunFilter, limit: int, before: str | None) -> list[RunSummary]:
+        found = await self._use.read(
+            "list_runs",
+            *(SHARD, before or _LAST_ID, where.workflow, where.version, where.state),
+            rows.tags_text(where.tags) if where.tags else None,
+            *(_instant(where.created_after), _instant(where.created_before), str(limit)),
+        )
+        return [rows.summary(row) for row in found]
+
+    async def history(self, run_id: str) -> list[Record]:
+        known = _known([run_id])
+        return [rows.record(row) for row in await self._use.read("history", SHARD, *known)] if known else []
+
+    # -- hints ------------------------------------------------------------------------------------
+
+    def subscribe(self, callback: Callable[[Hint], None]) -> Callable[[], None]:
+        return self._hints.subscribe(callback)
+
+    def announce(self, hint: Hint) -> None:
+        self._hints.announce(hint)
+
+    def _call(self, name: str, *parameters: str | None) -> Call:
+        return Call(self._statements[name], parameters)
+
+
+def _known(run_ids: Sequence[str]) -> list[str]:
+    """Those that can be ids of runs at all, once each; no run has another one."""
+    found: dict[str, None] = {}
+    for run_id in run_ids:
+        try:
+            found[str(UUID(run_id))] = None
+        except ValueError:
+            continue
+    return list(found)
+
+
+def _instant(when: datetime | None) -> str | None:
+    return None if when is None else when.isoformat()

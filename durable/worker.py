@@ -1,0 +1,412 @@
+"""A worker: claims runs, executes them in its slots, keeps its lease, takes over what others left behind.
+
+How one run goes on is ``execution``'s; which workflows exist is the engine's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from durable.committer import Committer
+from durable.context import Context
+from durable.durations import seconds
+from durable.errors import InvalidArgument, PayloadError, StoreUnavailable
+from durable.execution import Execution
+from durable.heartbeat import Heartbeat
+from durable.ids import new_id
+from durable.model import Change, ClaimedRun, Renewal, RunWrite
+from durable.states import TERMINAL, release
+from durable.steps import StillRunning
+from durable.store import Hint, Route, Store
+from durable.threads import ThreadPool
+from durable.workflow import Workflow
+
+_log = logging.getLogger("durable.worker")
+
+_CLAIM_MOST = 500
+"""Runs a claim takes at most: its answer holds their inputs and histories."""
+
+_LAST_WORDS = 0.4
+"""Seconds, each, that a stopping worker grants after the drain timeout: to steps that are being cancelled, and
+to the store for what is still to be written. Together with the rest they stay within one second (P03)."""
+
+_RETRY_PAUSE = 0.25
+"""Seconds before a claim or a registration that the store did not answer is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """How a worker works. Durations in seconds.
+
+    Args:
+        concurrency: Runs that execute at the same time; parked ones do not count.
+        threads: Threads for synchronous step functions.
+        lease: How long the worker's runs stay its own after it has died.
+        poll_interval: How often an idle worker looks for runs when nothing tells it to.
+        linger: How long a parked run stays in memory, to go on without a replay; 0 evicts it at once.
+        drain_timeout: How long a stopping worker lets running steps end.
+    """
+
+    concurrency: int = 100
+    threads: int = 32
+    lease: float = 30.0
+    poll_interval: float = 1.0
+    linger: float = 1.0
+    drain_timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "threads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InvalidArgument(f"{name} must be a whole number of at least 1, not {value!r}")
+        for name in ("lease", "poll_interval", "linger", "drain_timeout"):
+            object.__setattr__(self, name, seconds(getattr(self, name), name))
+        if self.lease < 0.5:
+            raise InvalidArgument(f"lease must be at least 0.5 s, not {self.lease:g}")
+        if self.poll_interval <= 0:
+            raise InvalidArgument("poll_interval must be more than 0")
+
+
+class Worker:
+    """One worker of one engine, on the running event loop.
+
+    Args:
+        store: Open and migrated.
+        workflows: What it can execute.
+        services: Handed to the workflows as ``ctx.services``.
+        options: See ``WorkerOptions``.
+        step_timeout: Default timeout of step attempts, in seconds.
+        on_ended: Called with each run id whose end this worker has committed.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        workflows: Mapping[Route, Workflow[Any, Any]],
+        services: Mapping[str, Any],
+        options: WorkerOptions,
+        step_timeout: float | None,
+        on_ended: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._workflows = workflows
+        self._routes: Sequence[Route] = sorted(workflows)
+        self._services = services
+        self._options = options
+        self._step_timeout = step_timeout
+        self._on_ended = on_ended
+        self._pool = ThreadPool(options.threads)
+        self.threads = StillRunning(self._pool)
+        self.clock = store.clock
+        self.linger = options.linger
+        self.id = ""
+        self._active: dict[str, Execution] = {}  # run id → what holds a slot
+        self._warm: dict[str, Execution] = {}  # run id → parked, still in memory
+        self._lingering: dict[str, asyncio.TimerHandle] = {}
+        self._batches: dict[str, set[str]] = {}  # claim batch → its runs that are still held under it
+        self._batch_of: dict[str, str] = {}
+        self._done_batches: list[str] = []
+        self._signal = asyncio.Event()  # a reason to claim
+        self._idle = asyncio.Event()  # the last claim found nothing, and nothing moves
+        self._more = False  # the last claim was full
+        self._stopping = False
+        self._given_up = False  # stopping, and the store does not answer
+        self._idle_wanted = False
+        self._reconcile_at = 0.0  # time.monotonic()
+        self._claims: asyncio.Task[None] | None = None
+        self._wake_time = self.clock.now()
+        self._cancel_ready: Callable[[], None] | None = None
+        self._next_expiry: datetime | None = None
+        self._renewals: list[asyncio.Future[None]] = []
+        self._unsubscribe: Callable[[], None] | None = None
+
+    # -- life -------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Register, then begin to renew and to claim."""
+        await self._register()
+        self._unsubscribe = self._store.subscribe(self._on_hint)
+        self._claims = asyncio.get_running_loop().create_task(self._claim_loop(), name="durable claims")
+
+    async def stop(self) -> None:
+        """Claim nothing more, let steps end within the drain timeout, give the rest back, disappear."""
+        deadline = time.monotonic() + self._options.drain_timeout
+        self._stopping = True
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+        self._signal.set()
+        if self._claims is not None:
+            await asyncio.wait([self._claims])
+        self._cancel_ready_timer()
+        for execution in list(self._active.values()):
+            execution.drain()
+        await self._until_empty(deadline)
+        await asyncio.gather(*(execution.stop(_LAST_WORDS) for execution in list(self._active.values())))
+        await asyncio.gather(*(execution.evict(_LAST_WORDS) for execution in list(self._warm.values())))
+        await self._heartbeat.stop()
+        self._pool.close()
+        try:
+            async with asyncio.timeout(_LAST_WORDS):
+                await self.committer.drained()
+                if self.id:
+                    await self._store.unregister(self.id)
+        except (StoreUnavailable, TimeoutError) as error:
+            self._given_up = True
+            _log.warning("the worker could not sign off (%r): its lease will expire", error)
+
+    async def _until_empty(self, deadline: float) -> None:
+        while self._active and (left := deadline - time.monotonic()) > 0:
+            self._idle.clear()
+            self._signal.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._signal.wait()
+            except TimeoutError:
+                return
+
+    async def _register(self) -> None:
+        """A new id each time: after a lost lease nothing of the old one may count as ours."""
+        worker, sent = new_id(self.clock.now()), time.monotonic()
+        await self._store.register(worker, self._options.lease)
+        self.id = worker
+        self._heartbeat = Heartbeat(
+            self._store, worker, self._options.lease, sent, lambda renewal: self._on_renewal(worker, renewal)
+        )
+        self.committer = Committer(self._store, worker, lambda: worker != self.id or self._given_up)
+        self._next_expiry = self.clock.now()  # look at once for what others left behind
+
+    @property
+    def deadline(self) -> float:
+        """``time.monotonic()`` after which no step may start."""
+        return self._heartbeat.deadline
+
+    async def renewed(self) -> None:
+        """Return after the next successful renewal."""
+        future = asyncio.get_running_loop().create_future()
+        self._renewals.append(future)
+        await future
+
+    def _on_renewal(self, worker: str, renewal: Renewal) -> None:
+        if worker != self.id:
+            return
+        if not renewal.alive:
+            self._lease_lost()
+            return
+        waiting, self._renewals = self._renewals, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+        self._next_expiry = renewal.next_expiry
+        if renewal.next_expiry is not None:
+            self._wake_at(renewal.next_expiry)
+
+    def _lease_lost(self) -> None:
+        """Others own our runs now. Drop all of them, then start anew under another id."""
+        if self._stopping:
+            return
+        _log.error("worker %s has lost its lease: %d runs are dropped here", self.id, len(self._active))
+        self.id = ""
+        for execution in [*self._active.values(), *self._warm.values()]:
+            execution.lose()
+        self._batches.clear()
+        self._batch_of.clear()
+        self._done_batches.clear()
+        self._signal.set()
+
+    # -- claiming ---------------------------------------------------------------------------------
+
+    def poke(self) -> None:
+        """There may be something to claim."""
+        self._idle.clear()
+        self._signal.set()
+
+    async def until_idle(self) -> None:
+        """Return when a claim has found nothing and every run here waits for time or for the outside."""
+        self._idle_wanted = True
+        self.poke()
+        await self._idle.wait()
+        self._idle_wanted = False
+
+    def _on_hint(self, hint: Hint) -> None:
+        if Hint.WORK in hint:
+            self.poke()
+
+    async def _claim_loop(self) -> None:
+        while not self._stopping:
+            self._signal.clear()
+            try:
+                if not self.id:
+                    await self._heartbeat.stop()
+                    await self._register()  # under a new id
+                await self._reap_if_due()
+                free = self._options.concurrency - len(self._active)
+                if free > 0:
+                    await self._claim(min(free, _CLAIM_MOST))
+            except StoreUnavailable as error:
+                _log.warning("cannot claim: %s", error)
+                await self._wait(_RETRY_PAUSE)
+                await self._reconcile()
+                continue
+            except Exception:
+                _log.exception("a claim failed in a way that it must not")
+                await self._wait(_RETRY_PAUSE)
+                continue
+            if time.monotonic() >= self._reconcile_at:
+                self._reconcile_at = time.monotonic() + self._options.lease
+                await self._reconcile()
+            if not (self._more and len(self._active) < self._options.concurrency):
+                self._check_idle()
+                await self._wait(self._options.poll_interval)
+
+    async def _wait(self, timeout: float) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                await self._signal.wait()
+        except TimeoutError:
+            return
+
+    async def _claim(self, limit: int) -> None:
+        worker, batch = self.id, new_id(self.clock.now())
+        done, self._done_batches = self._done_batches, []
+        warm = {run_id: execution.ref.claim for run_id, execution in self._warm.items()}
+        try:
+            answer = await self._store.claim(worker, self._routes, limit, batch, warm, done)
+        except StoreUnavailable:
+            self._done_batches += done
+            raise
+        if worker != self.id:
+            return  # the lease was lost meanwhile; whoever released our runs has these too
+        self._more = len(answer.runs) >= limit
+        if answer.next_ready_at is not None:
+            self._wake_at(answer.next_ready_at)
+        if answer.runs:
+            self._batches[batch] = {claimed.run.id for claimed in answer.runs}
+        for claimed in answer.runs:
+            self._batch_of[claimed.run.id] = batch
+            self._execute(claimed)
+
+    def _execute(self, claimed: ClaimedRun) -> None:
+        run_id = claimed.run.id
+        execution = self._warm.pop(run_id, None)
+        if execution is not None:
+            self._lingering.pop(run_id).cancel()
+            if claimed.records is None:
+                self._active[run_id] = execution
+                execution.resume(claimed)
+                return
+            execution.lose()  # others have executed the run since: this coroutine is out of date
+        execution = self._active[run_id] = Execution(claimed, self)
+        workflow = self._workflows[Route(claimed.run.workflow, claimed.run.version)]
+        ctx = Context(execution, self._services, self._step_timeout)
+        execution.start(_body(execution, workflow, ctx), workflow.encode_result)
+
+    async def _reap_if_due(self) -> None:
+        if self._next_expiry is not None and self._next_expiry <= self.clock.now():
+            self._next_expiry = None
+            released = await self._store.reap()
+            if released:
+                _log.warning("took over %d runs of workers whose lease had expired", released)
+                self._store.announce(Hint.WORK)
+
+    async def _reconcile(self) -> None:
+        """After a claim whose answer was lost: give back what the store says is ours and is not here."""
+        if not self.id or self._stopping:
+            return
+        try:
+            owned = await self._store.owned(self.id)
+            strays = [ref for ref in owned if ref.id not in self._active]
+            if strays:
+                states = {run.id: run.state for run in await self._store.get_runs([ref.id for ref in strays])}
+                writes = [RunWrite(ref, change=release(states[ref.id])) for ref in strays if ref.id in states]
+                await self._store.commit(self.id, writes)
+                self.poke()
+        except StoreUnavailable:
+            self.poke()  # the claim loop meets the same failure, pauses, and comes back here
+
+    def _wake_at(self, when: datetime) -> None:
+        """Claim again at ``when``, the earliest of what was asked for."""
+        if self._cancel_ready is not None:
+            if self._wake_time <= when:
+                return
+            self._cancel_ready()
+        self._wake_time = when
+        self._cancel_ready = self.clock.call_at(when, self._on_ready_time)
+
+    def _on_ready_time(self) -> None:
+        self._cancel_ready = None
+        self.poke()
+
+    def _cancel_ready_timer(self) -> None:
+        if self._cancel_ready is not None:
+            self._cancel_ready()
+            self._cancel_ready = None
+
+    def _check_idle(self) -> None:
+        if not self._signal.is_set() and all(execution.resting for execution in self._active.values()):
+            self._idle.set()
+
+    # -- what executions tell ---------------------------------------------------------------------
+
+    def left(self, execution: Execution, change: Change) -> None:
+        """A run was ended, parked or given back; that is committed."""
+        run_id = execution.run.id
+        self._free(run_id, execution)
+        if execution.parked:
+            self._keep_warm(run_id, execution)
+            if change.ready_at is not None:
+                self._wake_at(change.ready_at)
+        elif change.state in TERMINAL:
+            self._on_ended(run_id)
+
+    def rested(self) -> None:
+        """A run waits for time in its slot."""
+        if self._idle_wanted:
+            self._signal.set()
+
+    def gone(self, execution: Execution) -> None:
+        """Nothing of the execution is left in this process."""
+        run_id = execution.run.id
+        if self._warm.get(run_id) is execution:
+            del self._warm[run_id]
+            self._lingering.pop(run_id).cancel()
+        self._free(run_id, execution)
+
+    def _keep_warm(self, run_id: str, execution: Execution) -> None:
+        self._warm[run_id] = execution
+        loop = asyncio.get_running_loop()
+        self._lingering[run_id] = loop.call_later(self.linger, lambda: loop.create_task(execution.evict()))
+
+    def _free(self, run_id: str, execution: Execution) -> None:
+        if self._active.get(run_id) is not execution:
+            return
+        del self._active[run_id]
+        batch = self._batch_of.pop(run_id, None)
+        if batch is not None and (runs := self._batches.get(batch)) is not None:
+            runs.discard(run_id)
+            if not runs:
+                del self._batches[batch]
+                self._done_batches.append(batch)
+        if self._more or self._stopping or self._idle_wanted or not self._active:
+            self._signal.set()
+
+
+async def _body(execution: Execution, workflow: Workflow[Any, Any], ctx: Context) -> Any:
+    """The workflow function with its decoded input; an input that does not decode pauses the run."""
+    if not workflow.takes_input:
+        return await workflow.fn(ctx)
+    if execution.run.input is None and workflow.input_has_default:
+        return await workflow.fn(ctx)
+    try:
+        value = workflow.input_codec.decode(execution.run.input, f"the input of workflow {workflow.name!r}")
+    except PayloadError as error:
+        execution.refuse(error)
+    return await workflow.fn(ctx, value)
+
+
+

@@ -1,0 +1,91 @@
+"""The definition of a workflow: an async function with a name and a version."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, TypeVar, cast, overload
+
+from durable.codec import input_codec, result_codec
+from durable.context import Context
+from durable.errors import InvalidArgument
+from durable.names import check_name
+from durable.store import Route
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+_Body = Callable[..., Coroutine[Any, Any, Out]]
+
+
+class Workflow(Generic[In, Out]):
+    """A workflow function with its name and version. Made by ``@workflow``.
+
+    Called as a function inside another workflow, it runs inline: same ``ctx``, same names.
+    """
+
+    def __init__(self, fn: _Body[Out], name: str | None, version: str) -> None:
+        if not inspect.iscoroutinefunction(fn):
+            raise InvalidArgument(f"workflow {getattr(fn, '__name__', fn)!r} must be an async function")
+        self.fn = fn
+        self.name = check_name(fn.__name__ if name is None else name, "workflow name")
+        self.version = check_name(version, "workflow version")
+        self.takes_input, self.input_has_default, self.input_codec = input_codec(fn)
+        self.result_codec = result_codec(fn)
+        self.__doc__ = fn.__doc__
+        self.__name__ = fn.__name__
+        self.__wrapped__ = fn
+
+    @property
+    def route(self) -> Route:
+        """Name and version: what a run of it needs of a worker."""
+        return Route(self.name, self.version)
+
+    def encode_input(self, value: Any) -> str | None:
+        """``value`` as stored JSON, checked against the declared type."""
+        return self.input_codec.round_trip(value, f"the input of workflow {self.name!r}")[0]
+
+    def encode_result(self, value: Any) -> str | None:
+        """``value`` as stored JSON, checked against the declared type."""
+        return self.result_codec.round_trip(value, f"the result of workflow {self.name!r}")[0]
+
+    def __call__(self, ctx: Context, *args: In) -> Coroutine[Any, Any, Out]:
+        return self.fn(ctx, *args)
+
+    def __repr__(self) -> str:
+        return f"<workflow {self.name!r} version {self.version!r}>"
+
+
+class _Decorator:
+    """``@workflow(...)`` before it meets its function."""
+
+    def __init__(self, name: str | None, version: str) -> None:
+        self._name = name
+        self._version = version
+
+    @overload
+    def __call__(self, fn: Callable[[Context, In], Coroutine[Any, Any, Out]], /) -> Workflow[In, Out]: ...
+    @overload
+    def __call__(self, fn: Callable[[Context], Coroutine[Any, Any, Out]], /) -> Workflow[None, Out]: ...
+    def __call__(self, fn: Any, /) -> Any:
+        return Workflow[Any, Any](fn, self._name, self._version)
+
+
+@overload
+def workflow(fn: Callable[[Context, In], Coroutine[Any, Any, Out]], /) -> Workflow[In, Out]: ...
+@overload
+def workflow(fn: Callable[[Context], Coroutine[Any, Any, Out]], /) -> Workflow[None, Out]: ...
+@overload
+def workflow(*, name: str | None = None, version: str = "1") -> _Decorator: ...
+def workflow(fn: Any = None, /, *, name: str | None = None, version: str = "1") -> Any:
+    """Make a workflow of an async function ``(ctx)`` or ``(ctx, input)``.
+
+    Args:
+        name: Default: the function's name. 1 to 200 printable characters.
+        version: A run is pinned to the version it was triggered with, and only workers that have it execute it.
+
+    Raises:
+        InvalidArgument: The function is not async, or takes something else.
+    """
+    decorator = _Decorator(name, version)
+    return decorator if fn is None else cast(Any, decorator)(fn)
