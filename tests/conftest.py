@@ -18,6 +18,8 @@ from durable.testing.postgres import (
     runtime_role,
 )
 
+pytest.register_assert_rewrite("durable.testing.conformance")  # library code that asserts like a test
+
 _SHARED = pytest.StashKey[PostgresServer]()
 _LINE = pytest.StashKey[str]()
 

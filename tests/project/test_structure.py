@@ -1,0 +1,132 @@
+"""The architecture, as a test: imports go downward, decisions are pure, time enters in one place."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "durable"
+
+# A module may import from its own layer and from those above it in this list. A directory stands for what is in it.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("errors", "model"),
+    ("codec", "cron", "durations", "failures", "names", "replay", "retry", "states", "timeline"),
+    ("clock", "ids", "sql", "store"),
+    ("stores",),
+    (
+        *("committer", "context", "execution", "heartbeat", "results", "scheduler"),
+        *("steps", "threads", "worker", "workflow"),
+    ),
+    ("cli", "engine", "handle", "http", "testing"),
+)
+PURE = LAYERS[1]
+IMPURE = {
+    *("anyio", "asyncio", "concurrent", "contextvars", "logging", "multiprocessing", "os", "psycopg"),
+    *("psycopg_pool", "random", "secrets", "socket", "sqlite3", "subprocess", "tempfile", "threading", "time"),
+}
+MAX_LINES = 520  # "about 500": nobody has to fold a line to pass
+
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def layer(module: str) -> int | None:
+    top = module.split(".")[1]
+    return next((number for number, names in enumerate(LAYERS) if top in names), None)
+
+
+def imports(module: str, source: str) -> Iterator[str]:
+    """What ``module`` imports when it runs, in functions too; imports for the type checker alone do not count."""
+    todo: list[ast.AST] = [ast.parse(source)]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            todo.extend(node.orelse)
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are written in full"
+            assert node.module
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in SOURCES else node.module
+        todo.extend(ast.iter_child_nodes(node))
+
+
+def edges() -> dict[str, set[str]]:
+    return {
+        module: {name for name in imports(module, path.read_text()) if name.split(".")[0] == "durable"}
+        for module, path in SOURCES.items()
+    }
+
+
+def test_every_module_has_a_layer() -> None:
+    assert [module for module in SOURCES if module != "durable" and layer(module) is None] == []
+
+
+def test_imports_go_downward() -> None:
+    wrong: list[str] = []
+    for module, imported in edges().items():
+        own = len(LAYERS) if module == "durable" else layer(module)
+        for name in imported:
+            other = len(LAYERS) if name == "durable" else layer(name)
+            if own is not None and other is not None and other > own:
+                wrong.append(f"{module} (layer {own}) imports {name} (layer {other})")
+    assert wrong == []
+
+
+def test_imports_have_no_cycle() -> None:
+    graphlib.TopologicalSorter(edges()).prepare()  # raises CycleError, which names the modules
+
+
+@pytest.mark.parametrize("name", [name for name in PURE if f"durable.{name}" in SOURCES])
+def test_decisions_are_pure(name: str) -> None:
+    module = f"durable.{name}"
+    imported = {name.split(".")[0] for name in imports(module, SOURCES[module].read_text())}
+    assert imported & IMPURE == set()
+
+
+def test_the_time_of_day_is_asked_in_one_module() -> None:
+    clocks = {"datetime.now", "datetime.utcnow", "datetime.today", "date.today", "time.time", "time.time_ns"}
+    found = {
+        f"{module}: {ast.unparse(node)}"
+        for module, path in SOURCES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and ".".join(ast.unparse(node).split(".")[-2:]) in clocks
+    }
+    assert {name.split(":")[0] for name in found} == {"durable.clock"}, found
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_modules_say_what_they_are_for_and_can_be_read_at_one_sitting(module: str) -> None:
+    source = SOURCES[module].read_text()
+    assert ast.get_docstring(ast.parse(source)), f"{module} has no docstring"
+    assert len(source.splitlines()) <= MAX_LINES
+
+
+# -- the checks themselves ------------------------------------------------------------------------
+
+
+def test_the_search_for_imports_finds_them_where_they_hide() -> None:
+    source = """
+import asyncio
+from durable import errors
+from durable.model import Run
+if TYPE_CHECKING:
+    import random
+else:
+    import time
+def late():
+    from durable.store import Store
+    import sqlite3 as db
+"""
+    found = set(imports("durable.states", source))
+    assert found == {"asyncio", "durable.errors", "durable.model", "time", "durable.store", "sqlite3"}
