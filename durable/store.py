@@ -65,7 +65,9 @@ class Store(Protocol):
     """One backend. An instance belongs to the event loop that opened it."""
 
     @property
-    def clock(self) -> Clock: ...
+    def clock(self) -> Clock:
+        """The time that decides what is due and what has expired."""
+        ...
 
     @property
     def url(self) -> str:

@@ -15,7 +15,10 @@ PACKAGE = ROOT / "durable"
 # A module may import from its own layer and from those above it in this list. A directory stands for what is in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "model"),
-    ("codec", "cron", "durations", "failures", "names", "replay", "retry", "states", "timeline"),
+    (
+        *("annotations", "codec", "cron", "durations", "exactness", "failures", "names"),
+        *("replay", "retry", "states", "timeline"),
+    ),
     ("clock", "ids", "sql", "store"),
     ("stores",),
     (
