@@ -33,19 +33,22 @@ def underlying(fn: Callable[..., Any]) -> Any:
     found: Any = fn
     while True:
         if isinstance(found, functools.partial):
-            found = typing.cast("functools.partial[Any]", found).func
+            found = found.func
         elif isinstance(found, types.MethodType):
             found = found.__func__
         elif _annotated(found) or isinstance(found, type):
             return found
         else:  # an object that is called through its class
-            call = getattr(type(found), "__call__", None)  # noqa: B004: the method itself is wanted
+            call: Any = getattr(type(found), _CALL, None)
             if not _annotated(call):
                 return found
             found = call
 
 
-def _annotated(found: object) -> bool:
+_CALL = "__call__"
+
+
+def _annotated(found: Any) -> bool:
     return isinstance(found, types.FunctionType) or hasattr(found, "__wrapped__")
 
 
@@ -95,12 +98,8 @@ def input_type(fn: Callable[..., Any]) -> tuple[bool, bool, Any]:
 
 def described(annotation: Any) -> str:
     """A type as messages name it."""
-    name = annotation.__qualname__ if isinstance(annotation, type) and not _is_alias(annotation) else repr(annotation)
-    return name.replace("typing.", "")[:120]
-
-
-def _is_alias(annotation: Any) -> bool:
-    return typing.get_origin(annotation) is not None
+    plain = isinstance(annotation, type) and typing.get_origin(annotation) is None
+    return (annotation.__qualname__ if plain else repr(annotation).replace("typing.", ""))[:120]
 
 
 def _raw(function: Any) -> dict[str, Any]:
@@ -117,11 +116,11 @@ def _resolved(function: Any, name: str) -> Any:
         names, closure = _scope(function)
         return typing.get_type_hints(holder, names, closure, include_extras=True)[name]
     except Exception as error:  # evaluating an annotation runs user code
-        shown = raw_text(function, name)
+        shown = _spelled(function, name)
         return Unknown(f"the annotation{shown} cannot be evaluated here ({type(error).__name__}: {error})"[:300])
 
 
-def raw_text(function: Any, name: str) -> str:
+def _spelled(function: Any, name: str) -> str:
     try:
         annotation = _raw(function)[name]
     except Exception:  # the lazy evaluation that has just failed

@@ -22,6 +22,9 @@ from durable.store import Store
 Item = TypeVar("Item")
 T = TypeVar("T")
 
+Settled = Callable[[RunWrite, Outcome | DurableError], None]
+"""Told about each write of a run when its flush has returned."""
+
 _log = logging.getLogger("durable.committer")
 
 _MAX_BATCH = 1000
@@ -83,7 +86,7 @@ class Pending:
 
     __slots__ = ("_settled", "_waiters", "done", "write")
 
-    def __init__(self, ref: RunRef, settled: Callable[[Outcome | DurableError], None]) -> None:
+    def __init__(self, ref: RunRef, settled: Settled) -> None:
         self.write = RunWrite(ref)
         self.done = False
         self._settled = settled
@@ -102,7 +105,7 @@ class Pending:
             for waiter in self._waiters:
                 if not waiter.done():
                     waiter.set_result(None)
-        self._settled(outcome)
+        self._settled(self.write, outcome)
 
     def put_before(self, later: Pending) -> None:
         """Fold this one, which was not applied, into the same run's next one."""
@@ -130,7 +133,7 @@ class Committer:
     def write(
         self,
         ref: RunRef,
-        settled: Callable[[Outcome | DurableError], None],
+        settled: Settled,
         record: Record | None = None,
         change: Change | None = None,
     ) -> Pending:

@@ -24,13 +24,7 @@ def seconds(value: float | timedelta, what: str) -> float:
     Raises:
         InvalidArgument: It is no such duration; ``True`` and ``False`` are none.
     """
-    given: object = value  # the annotation is a wish: callers without a type checker pass anything
-    if isinstance(given, timedelta):
-        number = given.total_seconds()
-    elif isinstance(given, int | float) and not isinstance(given, bool):
-        number = as_float(given, what)
-    else:
-        raise InvalidArgument(f"{what} must be seconds or a timedelta, not {type(given).__qualname__}")
+    number = value.total_seconds() if isinstance(value, timedelta) else as_float(value, what)
     if math.isnan(number):
         raise InvalidArgument(f"{what} must be a number, not NaN")
     if not 0 <= number <= MAX_SECONDS:
@@ -38,8 +32,10 @@ def seconds(value: float | timedelta, what: str) -> float:
     return number
 
 
-def as_float(value: float, what: str) -> float:
-    """``value`` as a float; an integer beyond its range is an ``InvalidArgument`` instead of an OverflowError."""
+def as_float(value: object, what: str) -> float:
+    """``value`` as a float. What is no number, or an integer beyond a float's range, is an ``InvalidArgument``."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise InvalidArgument(f"{what} must be a number, not {type(value).__qualname__}")
     try:
         return float(value)
     except OverflowError:

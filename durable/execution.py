@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from durable import failures, states
 from durable.committer import Committer, Pending
 from durable.errors import DurableError, PayloadError, StepFailed
-from durable.model import Change, ClaimedRun, Failure, Kind, Outcome, Record, State
+from durable.model import Change, ClaimedRun, Failure, Kind, Outcome, Record, RunWrite, State
 from durable.replay import SETTLE, Operation, Replay
 from durable.steps import UNWIND, Call, CurrentStep, StillRunning, invoke, log_abandoned
 from durable.store import Clock
@@ -567,11 +567,11 @@ class Execution:
     def _write(self, record: Record | None = None, change: Change | None = None) -> None:
         self._last = self._host.committer.write(self.ref, self._settled, record, change)
 
-    def _settled(self, write: Pending, outcome: Outcome | DurableError) -> None:
+    def _settled(self, write: RunWrite, outcome: Outcome | DurableError) -> None:
         """A flush with a write of this run has returned."""
         if self._lost:
             return
-        change = write.write.change
+        change = write.change
         if outcome is Outcome.APPLIED:
             if change is not None and not change.keep:
                 self._host.left(self, change)

@@ -68,9 +68,7 @@ def check_tags(tags: Mapping[str, str] | None) -> dict[str, str]:
     """
     if tags is None:
         return {}
-    given: object = tags  # the annotation is a wish: callers without a type checker pass anything
-    if not isinstance(given, Mapping):
-        raise InvalidArgument(f"tags must be a mapping of names to texts, not {_type_name(given)}")
+    _check_mapping(tags)
     if len(tags) > MAX_TAGS:
         raise InvalidArgument(f"{len(tags):,} tags; a run has at most {MAX_TAGS}")
     checked: dict[str, str] = {}
@@ -80,6 +78,11 @@ def check_tags(tags: Mapping[str, str] | None) -> dict[str, str]:
     return checked
 
 
+def _check_mapping(tags: object) -> None:
+    if not isinstance(tags, Mapping):
+        raise InvalidArgument(f"tags must be a mapping of names to texts, not {_type_name(tags)}")
+
+
 def _text(value: object, what: str, limit: int, least: int = 1) -> str:
     if not isinstance(value, str):
         raise InvalidArgument(f"{what} must be a str, not {_type_name(value)}")
@@ -87,7 +90,7 @@ def _text(value: object, what: str, limit: int, least: int = 1) -> str:
     if len(text) < least:
         raise InvalidArgument(f"{what} is empty")
     # Characters first: encoding a text of 100 MB to learn that it is too long would take its time.
-    if len(text) > limit or not text.isascii() and len(text.encode("utf-8", "surrogatepass")) > limit:
+    if len(text) > limit or (not text.isascii() and len(text.encode("utf-8", "surrogatepass")) > limit):
         raise InvalidArgument(f"{what} {_shown(text)} is longer than {limit} bytes of UTF-8")
     if not text.isprintable():
         bad = next(char for char in text if not char.isprintable())

@@ -109,12 +109,9 @@ def as_retry(value: Retry | int | None) -> Retry | None:
     Raises:
         InvalidArgument: It is neither a ``Retry``, nor a number of attempts of at least 1, nor None.
     """
-    given: object = value
-    if given is None or isinstance(given, Retry):
-        return given
-    if isinstance(given, int) and not isinstance(given, bool):
-        return Retry(max_attempts=given)
-    raise InvalidArgument(f"retry must be a Retry or a number of attempts, not {type(given).__qualname__}")
+    if value is None or isinstance(value, Retry):
+        return value
+    return Retry(max_attempts=value)
 
 
 def _grown(initial: float, factor: float, times: int) -> float:
@@ -126,14 +123,12 @@ def _grown(initial: float, factor: float, times: int) -> float:
 
 def _check_attempts(value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidArgument(f"max_attempts must be an int, not {type(value).__qualname__}")
+        raise InvalidArgument(f"the number of attempts must be an int, not {type(value).__qualname__}")
     if value < 1:
-        raise InvalidArgument(f"max_attempts counts the first attempt too and must be at least 1, not {value}")
+        raise InvalidArgument(f"the number of attempts counts the first one too and must be at least 1, not {value}")
 
 
 def _number(value: object, what: str, *, least: float, most: float) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise InvalidArgument(f"{what} must be a number, not {type(value).__qualname__}")
     number = as_float(value, what)
     if not (math.isfinite(number) and least <= number <= most):
         wanted = f"at least {least:g}" if math.isinf(most) else f"between {least:g} and {most:g}"

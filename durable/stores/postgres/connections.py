@@ -55,7 +55,12 @@ _SETTINGS = {
     "DateStyle": "ISO",
     "jit": "off",  # a generic plan's guesses can cross its threshold: 100 ms of compiling for a statement of 1 ms
 }
-_DEFAULTS = {"connect_timeout": 10, "application_name": "durable", "keepalives_idle": 10, "tcp_user_timeout": 20_000}
+_DEFAULTS: dict[str, str | int] = {
+    "application_name": "durable",
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "tcp_user_timeout": 20_000,  # milliseconds
+}
 _SETUP = "SELECT " + ", ".join(f"set_config('{name}', '{value}', false)" for name, value in _SETTINGS.items())
 
 
@@ -95,7 +100,7 @@ class Server:
 
     @property
     def conninfo(self) -> str:
-        return make_conninfo("", **{**_DEFAULTS, **conninfo_to_dict(self.url), "client_encoding": "UTF8"})
+        return make_conninfo("", **{**_DEFAULTS, **conninfo_to_dict(self.url), "client_encoding": "UTF8"})  # type: ignore[arg-type]
 
     async def connect(self) -> Async:
         """A connection that is set up.
@@ -150,9 +155,9 @@ def _adapt(connection: AsyncConnection[Any] | Connection[Any]) -> None:
 
 def hang_up(connection: AsyncConnection[Any] | Connection[Any]) -> None:
     """Have whoever waits for an answer on ``connection`` fail at once. From any thread."""
-    with suppress(OSError, psycopg.OperationalError):  # it is closed already
-        with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
-            duplicate.shutdown(socket.SHUT_RDWR)
+    # Suppressed: it is closed already.
+    with suppress(OSError, psycopg.OperationalError), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
+        duplicate.shutdown(socket.SHUT_RDWR)
 
 
 async def exchange(connection: Async, calls: Sequence[Call]) -> list[list[Row]]:

@@ -159,6 +159,6 @@ class Hints:
             await asyncio.wait_for(self._heard_myself.wait(), _SELF_TEST)
         except TimeoutError:
             _log.warning(
-                "notifications do not arrive on %s (a transaction pooler?): work of other processes is found by polling",
+                "notifications do not arrive on %s (a transaction pooler?): others' work is found by polling",
                 without_password(self._server.url),
             )

@@ -34,6 +34,7 @@ async def migrate(connection: AsyncConnection[Any], schema: str, migrations: lis
         SchemaTooNew: The schema is newer than this code.
         ConfigurationError: The role may not change the schema.
     """
+    connection.prepare_threshold = None  # a migration is many statements in one text, which cannot be prepared
     async with connection.transaction():
         await connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         await connection.execute(query(f"SET LOCAL lock_timeout = '{_LOCK_PATIENCE}'; SET LOCAL statement_timeout = 0"))
@@ -47,7 +48,7 @@ async def migrate(connection: AsyncConnection[Any], schema: str, migrations: lis
         except errors.InsufficientPrivilege as error:
             raise ConfigurationError(
                 f"this role may not migrate schema {schema!r} ({error.diag.message_primary}): it needs "
-                "GRANT CREATE ON DATABASE, or to own the schema; or migrate with another role and set auto_migrate=False"
+                "GRANT CREATE ON DATABASE, or to own the schema; or let another role migrate and set auto_migrate=False"
             ) from None
 
 
@@ -55,7 +56,7 @@ def check(present: int, latest: int, schema: str) -> None:
     """Raises SchemaTooNew when the schema is ahead of this code."""
     if present > latest:
         raise SchemaTooNew(
-            f"schema {schema!r} has version {present}, this code knows up to {latest}: deploy a newer version of durable"
+            f"schema {schema!r} has version {present}, this code knows up to {latest}: deploy a newer durable"
         )
 
 
@@ -70,7 +71,7 @@ async def _apply(connection: AsyncConnection[Any], schema: str, missing: list[Mi
         )
     )
     for migration in missing:
-        await connection.execute(query(migration.sql), prepare=False)
+        await connection.execute(query(migration.sql))
         await connection.execute(
             query(f'INSERT INTO "{schema}".migrations (version, name) VALUES ($1, $2)'),  # noqa: S608
             [migration.version, migration.name],

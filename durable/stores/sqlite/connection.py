@@ -29,7 +29,7 @@ _OLDEST = (3, 38, 0)  # the JSON operators and STRICT tables
 # SQLite's own waiting backs off to 100 ms between two tries, and then misses the gap that a busy process leaves
 # after each of its transactions. So it waits 3 ms at most, and we try again.
 _TRY = 0.003
-_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
+_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL})
 _REFUSED_DATA = frozenset({sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH})
 
 # Closing any descriptor of a file drops all of the process's locks on it, SQLite's too. So nobody of this
@@ -192,7 +192,11 @@ def _create_file(path: Path) -> None:
 
 
 def _check_existing(path: Path) -> None:
-    if not stat.S_ISREG(path.stat().st_mode):
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise StoreUnavailable(f"{path} cannot be opened: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
         raise ConfigurationError(f"{path} is not a file: name the database file itself")
     if not os.access(path, os.R_OK | os.W_OK):
         raise StoreUnavailable(f"{path} cannot be read and written by this user: correct its permissions")

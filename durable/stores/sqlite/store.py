@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from durable.clock import HostClock
-from durable.errors import RunNotFound, StoreUnavailable
+from durable.errors import DurableError, RunNotFound, StoreUnavailable
 from durable.model import (
     Claimed,
     ClaimedRun,
@@ -113,8 +113,7 @@ class SQLiteStore:
             return
         thread, self._thread = self._thread, None
         if thread is not None and self._process == os.getpid():
-            await thread.call(self._disconnect)
-            await thread.stop()
+            await thread.stop(self._disconnect)
 
     def _connect(self) -> None:
         self._connection = Connection(self._path, self._statements, _PATIENCE)
@@ -186,17 +185,16 @@ class SQLiteStore:
         self._turn = (self._turn + 1) % max(len(wanted), 1)  # else a route that is never drained starves the rest
         asked = documents.encode(wanted[self._turn :] + wanted[: self._turn])
         forget = documents.encode(list(done))
-        known = documents.encode(dict(warm))
 
         def claim(db: Connection) -> Claimed:
-            db.write("claim", lambda: (self._now(), worker, batch, asked, limit, forget))
+            db.write("claim", lambda: (self._now(), worker, batch, asked, max(limit, 0), forget))
             runs = documents.decode_runs(db.value("claimed_runs"))
-            histories = documents.decode_records(db.value("claimed_records", {"warm": known}) if runs else "[]")
+            cold = [n for run, _, n in runs if warm.get(run.id) != run.claim - 1]
+            records = db.value("claimed_records", {"runs": documents.encode(cold)}) if cold else "[]"
+            histories = documents.decode_records(records)
             following = db.value("next_ready", {"routes": asked, "now": self._now()})
-            claimed = [
-                ClaimedRun(run, None if warm.get(run.id) == run.claim - 1 else histories.get(n, ()), wakes)
-                for run, wakes, n in runs
-            ]
+            known = {n for _, _, n in runs}.difference(cold)
+            claimed = [ClaimedRun(run, None if n in known else histories.get(n, []), wakes) for run, wakes, n in runs]
             return Claimed(claimed, None if following is None else documents.moment(following))
 
         return await self._write(claim)
@@ -313,7 +311,7 @@ class SQLiteStore:
             return
         try:
             version = self._connection.value("data_version")
-        except StoreUnavailable as error:
+        except DurableError as error:
             _log.warning("cannot see whether other processes have written: %s", error)
             return
         if version == self._data_version:

@@ -57,9 +57,11 @@ class StoreThread:
         self._look_out = fn
         self._calls.put(_nothing)  # it may be waiting without an end
 
-    async def stop(self) -> None:
-        """End the thread after the calls that it was given."""
-        await self.call(lambda: self._calls.put(None))
+    async def stop(self, last: Callable[[], None]) -> None:
+        """Call ``last`` after everything that was handed in, then end; also when the caller is cancelled."""
+        ended = self.call(last)
+        self._calls.put(None)
+        await ended
         self._thread.join()
 
     def _serve(self) -> None:

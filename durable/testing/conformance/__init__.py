@@ -17,6 +17,7 @@ from durable.testing.conformance.harness import StoreHarness
 from durable.testing.conformance.hostile import HostileConformance
 from durable.testing.conformance.life import LifeConformance
 from durable.testing.conformance.reads import ReadConformance
+from durable.testing.conformance.streams import StreamConformance
 from durable.testing.conformance.triggers import TriggerConformance
 from durable.testing.conformance.workers import WorkerConformance
 
@@ -30,6 +31,7 @@ class StoreConformance(
     WorkerConformance,
     ReadConformance,
     HostileConformance,
+    StreamConformance,
 ):
     """All of it. A subclass provides the fixture ``harness``."""
 

@@ -83,9 +83,9 @@ def new_id(number: int | None = None) -> str:
 class Worker:
     """A worker as the suite drives it: each method is one call on the seam, sent again while the store says Busy."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, worker: str = "") -> None:
         self.store = store
-        self.id = str(uuid4())
+        self.id = worker or str(uuid4())
 
     @classmethod
     async def start(cls, store: Store, lease: float = 60.0) -> Worker:

@@ -1,0 +1,364 @@
+"""Python values into JSON text and back: exactly, or a typed error before anything is written.
+
+A value is encoded and decoded by its declared type, and the workflow is given what was decoded, on the first pass
+as well as on replay. What does not come back equal is refused. JSON only: no pickle, no import by a stored name.
+Pure; it knows neither steps nor runs, and callers say what a value is, for the message. Messages name types and
+places, never values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, NewType, NoReturn
+from weakref import WeakKeyDictionary
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, from_json, to_json
+
+from durable.annotations import UNKNOWN, Unknown, declares_result, described, input_type, result_type, underlying
+from durable.errors import InvalidArgument, NotSerializable, PayloadError, PayloadTooLarge, ResultTypeUnknown
+from durable.exactness import difference, identical, misfit
+
+DEFAULT_LIMIT = 4 * 1024 * 1024
+"""Bytes of UTF-8 in one payload."""
+
+
+class Missing:
+    """The type of ``MISSING``: no ``returns=`` was given. None will not do, it is a type."""
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING = Missing()
+
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+_new_type: Any = NewType  # for a type that is known at run time only
+_RESULT_HINT = "annotate what the function returns, or pass returns="
+_INPUT_HINT = "annotate the workflow function's input with its type"
+
+
+class Codec:
+    """Encodes and decodes plain JSON values: what is used when no type is known.
+
+    Obtained through ``codec_for``, ``result_codec`` and ``input_codec``, which keep one per type.
+    """
+
+    __slots__ = ("_direct", "_hint", "unknown")
+
+    def __init__(self, unknown: Unknown = UNKNOWN, hint: str = _RESULT_HINT) -> None:
+        self.unknown: Unknown | None = unknown
+        """Why there is no type; None when there is one."""
+        self._hint = hint
+        self._direct = _SCALARS  # exact types that come back as they are: nothing to decode or to compare
+
+    def encode(self, value: object, what: str) -> str:
+        """The JSON text of ``value``, which is known to decode to an equal value.
+
+        Args:
+            value: The value.
+            what: What it is, for the message: ``"the result of step 'charge'"``.
+
+        Raises:
+            NotSerializable: It would not come back as it is.
+            ResultTypeUnknown: It is not plain JSON, and no type is known.
+            PayloadTooLarge: The text exceeds 4 MiB.
+        """
+        return self.round_trip(value, what)[0]
+
+    def round_trip(self, value: Any, what: str) -> tuple[str, Any]:
+        """The JSON text of ``value``, and what ``decode`` makes of it; raises as ``encode`` does."""
+        kind = type(value)
+        if kind in self._direct:
+            if value is None:
+                return "null", None
+            if kind is bool:
+                return ("true" if value else "false"), value
+            if kind is int and -0x8000_0000_0000_0000 <= value <= 0x7FFF_FFFF_FFFF_FFFF:
+                return int.__repr__(value), value
+            if kind is float and value - value == 0.0:  # neither NaN nor infinite
+                return float.__repr__(value), value
+            if kind is str and len(value) < 1024:
+                try:
+                    return to_json(value).decode(), value
+                except PydanticSerializationError:  # a lone surrogate
+                    self._refuse(value, what)
+        return self._checked(value, what)
+
+    def decode(self, text: str | None, what: str) -> Any:
+        """The value that was encoded as ``text``; None for None.
+
+        Raises:
+            PayloadError: What is stored does not fit the type as it is now.
+        """
+        if text is None:
+            return None
+        try:
+            return from_json(text, allow_inf_nan=False)
+        except (ValueError, RecursionError):
+            raise PayloadError(f"{what} is stored as something that is not JSON") from None
+
+    def _checked(self, value: object, what: str) -> tuple[str, Any]:
+        if not identical(value, value):  # not built of exact built-in types; no user code has been called yet
+            self._refuse(value, what)
+        try:
+            raw = to_json(value, bytes_mode="base64")
+            _check_size(raw, what)
+            decoded = from_json(raw, allow_inf_nan=False)
+        except (ValueError, RecursionError):
+            self._refuse(value, what)
+        if not identical(value, decoded):
+            self._refuse(value, what)
+        return raw.decode(), decoded
+
+    def _refuse(self, value: object, what: str) -> NoReturn:
+        poison = misfit(value, plain=False)
+        if poison is not None:
+            raise NotSerializable(f"{what} has no exact JSON form: {_place(poison)}")
+        odd = misfit(value, plain=True)
+        if odd is None:
+            raise NotSerializable(f"{what} has no exact JSON form")
+        why = f" ({self.unknown.why})" if self.unknown is not None and self.unknown.why else ""
+        raise ResultTypeUnknown(
+            f"{what} is more than plain JSON values (dict with str keys, list, str, int, float, bool, None), and its "
+            f"type is not known{why}: {self._hint}. Found {_place(odd)}"
+        )
+
+
+class _TypedCodec(Codec):
+    """Encodes and decodes by a declared type, with pydantic."""
+
+    __slots__ = ("_dump", "_load", "_name")
+
+    def __init__(self, annotation: Any) -> None:
+        super().__init__()
+        self.unknown = None
+        # A NewType carries the configuration to dataclasses and TypedDicts too, which refuse it directly; models
+        # keep their own. Without base64 bytes that are no text cannot be stored.
+        config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+        adapter: TypeAdapter[Any] = TypeAdapter(_new_type("Value", annotation), config=config)
+        if not adapter.pydantic_complete:
+            raise NameError("it refers to a name that is not defined yet")
+        self._name = described(annotation)
+        self._direct = _direct_types(annotation)
+        # By field name: aliases for reading and writing can differ. round_trip leaves computed fields out, which
+        # a model that forbids extra fields would refuse.
+        self._dump = partial(adapter.serializer.to_json, by_alias=False, round_trip=True, warnings=False)
+        self._load = partial(adapter.validator.validate_json, by_alias=True, by_name=True)
+
+    def decode(self, text: str | None, what: str) -> Any:
+        if text is None:
+            return None
+        try:
+            return self._load(text)
+        except ValidationError as error:
+            raise PayloadError(f"{what} does not fit {self._name}: {_errors(error)}") from None
+        except Exception as error:  # the user's validators and __post_init__ may raise anything
+            raise PayloadError(f"{what} cannot be made into {self._name}: {type(error).__name__}") from error
+
+    def _checked(self, value: object, what: str) -> tuple[str, Any]:
+        try:
+            raw = self._dump(value)
+        except Exception as error:  # the user's serializers may raise anything
+            self._refuse(value, what, f"encoding it raised {type(error).__name__}")
+        _check_size(raw, what)
+        try:
+            if b"NaN" in raw or b"Infinity" in raw:  # in a text, or a number that is not JSON
+                from_json(raw, allow_inf_nan=False)
+            decoded = self._load(raw)
+        except ValidationError as error:
+            self._refuse(value, what, f"decoding it fails at {_errors(error)}")
+        except Exception as error:  # the user's validators and __post_init__ may raise anything
+            self._refuse(value, what, f"decoding it raised {type(error).__name__}")
+        try:
+            found = difference(value, decoded)
+        except Exception as error:  # the user's __eq__ may raise anything
+            found = f": comparing raised {type(error).__name__}"
+        if found is not None:
+            self._refuse(value, what, f"after decoding it differs at {_place(found)}")
+        return raw.decode(), decoded
+
+    def _refuse(self, value: object, what: str, why: str = "") -> NoReturn:
+        poison = misfit(value, plain=False)
+        if poison is not None:
+            why = f"found {_place(poison)}"
+        raise NotSerializable(f"{what} has no exact JSON form as {self._name}: {why}") from None
+
+
+PLAIN = Codec()
+
+
+# -- which codec ----------------------------------------------------------------------------------
+
+
+def codec_for(annotation: Any) -> Codec:
+    """The codec of a type, the same for every call. ``Any``, ``object`` and ``MISSING`` mean plain JSON.
+
+    A type that pydantic cannot handle gives a codec for plain JSON whose ``unknown`` says why.
+    """
+    if annotation is Any or annotation is object or annotation is MISSING:
+        return PLAIN
+    if isinstance(annotation, type) and not typing.get_origin(annotation):
+        return _codec(annotation, "")
+    # `int | str` equals `str | int`, but the order can decide what a text is decoded to.
+    spelled = repr(annotation)
+    try:
+        return _codec(annotation, spelled)
+    except TypeError:  # unhashable, such as Annotated[int, {...}]
+        return _codec_of_unhashable(annotation, spelled)
+
+
+def result_codec(fn: Callable[..., Any], returns: Any = MISSING) -> Codec:
+    """The codec of what ``fn`` gives: by ``returns``, else by its return annotation, else plain JSON.
+
+    Args:
+        fn: Any callable; partials, bound methods and callable objects are looked through.
+        returns: The type, where the annotation does not say it.
+
+    Raises:
+        InvalidArgument: ``returns`` is not a type that values can be decoded to.
+    """
+    if returns is not MISSING:
+        return _returned(returns)
+    found: Any = fn
+    while type(found) is partial:  # made anew for each call: what they hold is remembered
+        found = found.func
+    if type(found) is types.MethodType:
+        found = found.__func__
+    try:
+        return _by_function[found]
+    except (KeyError, TypeError):  # TypeError: unhashable, or cannot be referred to weakly
+        return _result_codec(found)
+
+
+def input_codec(fn: Callable[..., Any]) -> tuple[bool, bool, Codec]:
+    """Whether a workflow function takes an input, whether that has a default, and the input's codec.
+
+    Raises:
+        InvalidArgument: The function takes something else than ``(ctx)``, ``(ctx, input)`` or
+            ``(ctx, input=default)``.
+    """
+    takes, has_default, declared = input_type(fn)
+    codec = Codec(declared, _INPUT_HINT) if isinstance(declared, Unknown) else codec_for(declared)
+    if codec.unknown is not None:
+        codec = Codec(codec.unknown, _INPUT_HINT)
+    return takes, has_default, codec
+
+
+_by_function: WeakKeyDictionary[Any, Codec] = WeakKeyDictionary()
+
+
+def _result_codec(fn: Callable[..., Any]) -> Codec:
+    function = underlying(fn)
+    if not declares_result(function):
+        return PLAIN  # not remembered: lambdas are made anew for each call
+    declared = result_type(function)
+    codec = Codec(declared) if isinstance(declared, Unknown) else codec_for(declared)
+    if not isinstance(fn, partial):
+        try:
+            _by_function[fn] = codec
+        except TypeError:  # found again each time
+            return codec
+    return codec
+
+
+def _returned(returns: Any) -> Codec:
+    codec = codec_for(returns)
+    if codec.unknown is not None and codec.unknown.why:
+        raise InvalidArgument(f"returns={described(returns)} cannot be used: {codec.unknown.why}")
+    return codec
+
+
+@lru_cache(maxsize=1024)
+def _codec(annotation: Any, spelled: str) -> Codec:  # noqa: ARG001
+    """``spelled`` makes two orders of one union two keys."""
+    if isinstance(annotation, typing.TypeVar):
+        return Codec(Unknown(f"the type variable {annotation} says nothing about the value"))
+    try:
+        return _TypedCodec(annotation)
+    except Exception as error:  # pydantic's, and whatever a type's own schema hook raises
+        reason = str(error).partition("\n")[0][:200]
+        return Codec(Unknown(f"{described(annotation)} cannot be decoded from JSON: {reason}"))
+
+
+_unhashable: dict[str, tuple[Any, Codec]] = {}
+
+
+def _codec_of_unhashable(annotation: Any, spelled: str) -> Codec:
+    known = _unhashable.get(spelled)
+    if known is not None and known[0] == annotation:
+        return known[1]
+    codec = _codec.__wrapped__(annotation, spelled)
+    if len(_unhashable) >= 1024:  # annotations made from data must not fill the memory
+        _unhashable.clear()
+    _unhashable[spelled] = (annotation, codec)
+    return codec
+
+
+def _direct_types(annotation: Any) -> frozenset[Any]:
+    """The exact types that an annotation made of JSON's scalars alone gives back as they are."""
+    members = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else ()
+    named = frozenset(type(None) if one is None else one for one in members or (annotation,) if _is_scalar(one))
+    return named if len(named) == len(members or (annotation,)) else frozenset()
+
+
+def _is_scalar(annotation: Any) -> bool:
+    return annotation is None or (isinstance(annotation, type) and annotation in _SCALARS)
+
+
+# -- hash -----------------------------------------------------------------------------------------
+
+
+def canonical_hash(text: str | None) -> str:
+    """A hash of what a payload says: key order, white space, escapes and number spelling do not count.
+
+    Numbers are compared as RFC 8785 does, as doubles, except that integers keep all their digits.
+
+    Raises:
+        PayloadError: The text is not JSON.
+    """
+    try:
+        canonical = "" if text is None else _canonical(_parse(text))
+    except (ValueError, RecursionError):
+        raise PayloadError("a payload to be compared is not JSON that Python can read") from None
+    return hashlib.blake2b(canonical.encode("ascii"), digest_size=16).hexdigest()
+
+
+def _number(spelled: str) -> float | int:
+    value = float(spelled)
+    return int(value) if value.is_integer() else value  # 1.0, 1e0 and 1 are one number
+
+
+_parse = json.JSONDecoder(parse_float=_number).decode
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
+
+# -- messages -------------------------------------------------------------------------------------
+
+
+def _check_size(raw: bytes, what: str) -> None:
+    if len(raw) > DEFAULT_LIMIT:
+        raise PayloadTooLarge(
+            f"{what} takes {len(raw):,} bytes as JSON, above the limit of {DEFAULT_LIMIT:,}: store it elsewhere and "
+            "return where it is"
+        )
+
+
+def _place(found: str) -> str:
+    """``.lines[2]: a datetime`` as part of a sentence; the value itself has an empty place."""
+    where, _, reason = found.partition(": ")
+    return f"{reason} at {where}" if where else reason
+
+
+def _errors(error: ValidationError) -> str:
+    """Places and kinds only: messages can repeat the input."""
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    shown = [
+        f"{'.'.join(f'{part!s:.40}' for part in one['loc']) or 'the value'} ({one['type']})" for one in details[:5]
+    ]
+    return ", ".join(shown) + (f" and {len(details) - 5} more" if len(details) > 5 else "")
