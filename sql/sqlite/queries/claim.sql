@@ -63,16 +63,18 @@ END
 INSERT INTO claiming (now, worker, batch, routes, at_most, done) VALUES (?, ?, ?, ?, ?, ?)
 
 -- name: claimed_runs
-SELECT json_group_array(json(d.doc)) FROM claimed AS c CROSS JOIN run_docs AS d WHERE d.n = c.run
+-- Read after the claim's own transaction: what somebody else has reaped in between is not ours to show.
+SELECT json_group_array(json(d.doc))
+FROM claimed AS c
+CROSS JOIN durable_runs AS r
+CROSS JOIN run_docs AS d
+WHERE r.n = c.run AND r.claim = c.claim AND r.owner IS NOT NULL AND d.n = r.n
 
 -- name: claimed_records
--- warm: {run id: claim number before this one}; those runs' records are known to the caller.
 SELECT '[' || coalesce(group_concat('[' || r.run || ',' || json_quote(r.key) || ',' || r.body || ']'), '') || ']'
-FROM claimed AS c
-CROSS JOIN durable_runs AS u
+FROM json_each(:runs) AS w
 CROSS JOIN durable_records AS r
-WHERE u.n = c.run AND r.run = c.run
-    AND (u.id, c.claim - 1) NOT IN (SELECT key, value FROM json_each(:warm))
+WHERE r.run = w.value
 
 -- name: next_ready
 SELECT min(ready_at)
