@@ -11,6 +11,7 @@ from rich.table import Table
 
 from examples.orders.accounting import COMPENSATED, COMPLETED, Books
 
+_WIDTH = 79
 _SHOWN = 20  # problems; a ledger that is wrong altogether would fill the screen
 
 
@@ -28,36 +29,31 @@ Row = tuple[str, str, str]
 
 
 def show(console: Console, books: Books, twice: int, kill: Kill | None, seconds: float) -> None:
-    """Print the table and the verdict.
+    """Print the tables and the verdict.
 
     Args:
         twice: Orders that were delivered twice.
         kill: What the kill did; None when nobody was killed.
         seconds: From the first order to the end of the last run.
     """
-    table = Table(box=box.ROUNDED, show_header=False, title="The books", title_style="bold", padding=(0, 1))
+    table = Table(box=box.ROUNDED, show_header=False, width=_WIDTH)
     table.add_column()
     table.add_column(justify="right", style="bold")
-    table.add_column(style="dim")
-    for section in (
-        _orders(books, twice),
-        _ledger(books),
-        _money(books),
-        _requests(books),
-        _kill(books, kill, seconds),
-    ):
+    table.add_column()
+    for section in (_orders(books, twice), _ledger(books), _requests(books), _kill(books, kill, seconds)):
         for row in section:
             table.add_row(*row)
         table.add_section()
     console.print(table)
+    console.print(_money(books))
     _verdict(console, books)
 
 
 def _orders(books: Books, twice: int) -> Iterator[Row]:
     completed, compensated = books.ends.get(COMPLETED, 0), books.ends.get(COMPENSATED, 0)
-    yield "orders in", str(books.orders), f"{twice} of them delivered twice: still one run each"
+    yield "orders in", str(books.orders), f"{twice} were delivered twice: one run each"
     yield "completed", str(completed), "charged and shipped"
-    yield "compensated", str(compensated), "could not be shipped: refunded, goods released"
+    yield "compensated", str(compensated), "not shippable: refunded, released"
     yield "failed", str(books.orders - completed - compensated), ""
 
 
@@ -74,24 +70,30 @@ def _against(found: int, expected: int, meaning: str) -> str:
     return meaning if found == expected else f"[red]expected {expected}, {meaning}[/]"
 
 
-def _money(books: Books) -> Iterator[Row]:
+def _money(books: Books) -> Table:
+    table = Table(box=box.ROUNDED, width=_WIDTH)
+    table.add_column("money")
+    for name in ("charged", "− refunded", "= in the ledger", "expected", ""):
+        table.add_column(name, justify="right", style="bold" if name.startswith("=") else "")
     for currency, money in books.money.items():
-        sums = f"{_amount(money.charged)} charged − {_amount(money.refunded)} refunded"
-        expected = _amount(money.expected)
-        verdict = f"= {expected} expected" if money.kept == money.expected else f"[red]≠ {expected} expected[/]"
-        yield f"{currency} in the ledger", _amount(money.kept), f"{verdict} ({sums})"
+        verdict = "[green]✓[/]" if money.kept == money.expected else "[bold red]✗[/]"
+        sums = (money.charged, money.refunded, money.kept, money.expected)
+        table.add_row(currency, *(f"{cents / 100:,.2f}" for cents in sums), verdict)
+    return table
 
 
 def _requests(books: Books) -> Iterator[Row]:
-    yield "requests", str(books.requests), f"{books.failures} failed, {books.lost_answers} took effect unheard"
-    yield "answered twice", str(books.duplicates), "known idempotency key: nothing done again"
+    yield "requests", str(books.requests), f"{books.failures} failed, {books.lost_answers} took effect, answer lost"
+    yield "repetitions recognised", str(books.duplicates), "known idempotency key: nothing done"
 
 
 def _kill(books: Books, kill: Kill | None, seconds: float) -> Iterator[Row]:
-    if kill is not None:
+    if kill is None:
+        yield "killed workers", "0", "no worker held enough runs half-way"
+    else:
         yield "runs in the killed worker", str(kill.held), f"{kill.taken_over} taken over by another"
         yield "kill to takeover", "never" if kill.after is None else f"{kill.after:.1f} s", "its lease had to expire"
-    had = f"{books.repeated_effects} had taken effect already: not done twice"
+    had = f"{books.repeated_effects} had taken effect: not done twice"
     yield "steps repeated by the kill", str(books.repeated), had
     yield "duration", f"{seconds:.1f} s", ""
 
@@ -105,7 +107,3 @@ def _verdict(console: Console, books: Books) -> None:
         console.print(f"  {problem}", highlight=False, markup=False, soft_wrap=True)
     if len(books.problems) > _SHOWN:
         console.print(f"  … and {len(books.problems) - _SHOWN} more", highlight=False)
-
-
-def _amount(cents: int) -> str:
-    return f"{cents / 100:,.2f}"
