@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from durable.errors import InvalidArgument
 
@@ -39,7 +39,7 @@ def underlying(fn: Callable[..., Any]) -> Any:
         elif _annotated(found) or isinstance(found, type):
             return found
         else:  # an object that is called through its class
-            call: Any = getattr(type(found), _CALL, None)
+            call: Any = getattr(cast("object", found).__class__, _CALL, None)
             if not _annotated(call):
                 return found
             found = call

@@ -22,7 +22,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from durable.annotations import UNKNOWN, Unknown, declares_result, described, input_type, result_type, underlying
 from durable.errors import InvalidArgument, NotSerializable, PayloadError, PayloadTooLarge, ResultTypeUnknown
-from durable.exactness import difference, identical, misfit
+from durable.exactness import difference, exact_form, misfit
 
 DEFAULT_LIMIT = 4 * 1024 * 1024
 """Bytes of UTF-8 in one payload."""
@@ -38,6 +38,7 @@ class Missing:
 MISSING = Missing()
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
+_class_of: Callable[[Any], type[Any]] = type
 _new_type: Any = NewType  # for a type that is known at run time only
 _RESULT_HINT = "annotate what the function returns, or pass returns="
 _INPUT_HINT = "annotate the workflow function's input with its type"
@@ -73,7 +74,7 @@ class Codec:
 
     def round_trip(self, value: Any, what: str) -> tuple[str, Any]:
         """The JSON text of ``value``, and what ``decode`` makes of it; raises as ``encode`` does."""
-        kind = type(value)
+        kind = _class_of(value)
         if kind in self._direct:
             if value is None:
                 return "null", None
@@ -104,7 +105,8 @@ class Codec:
             raise PayloadError(f"{what} is stored as something that is not JSON") from None
 
     def _checked(self, value: object, what: str) -> tuple[str, Any]:
-        if not identical(value, value):  # not built of exact built-in types; no user code has been called yet
+        form = exact_form(value)
+        if form is None:  # not built of exact built-in types; no user code has been called yet
             self._refuse(value, what)
         try:
             raw = to_json(value, bytes_mode="base64")
@@ -112,7 +114,7 @@ class Codec:
             decoded = from_json(raw, allow_inf_nan=False)
         except (ValueError, RecursionError):
             self._refuse(value, what)
-        if not identical(value, decoded):
+        if exact_form(decoded) != form:
             self._refuse(value, what)
         return raw.decode(), decoded
 
@@ -172,7 +174,7 @@ class _TypedCodec(Codec):
                 from_json(raw, allow_inf_nan=False)
             decoded = self._load(raw)
         except ValidationError as error:
-            self._refuse(value, what, f"decoding it fails at {_errors(error)}")
+            self._refuse(value, what, f"it cannot be decoded again, {_errors(error)}")
         except Exception as error:  # the user's validators and __post_init__ may raise anything
             self._refuse(value, what, f"decoding it raised {type(error).__name__}")
         try:
@@ -180,7 +182,7 @@ class _TypedCodec(Codec):
         except Exception as error:  # the user's __eq__ may raise anything
             found = f": comparing raised {type(error).__name__}"
         if found is not None:
-            self._refuse(value, what, f"after decoding it differs at {_place(found)}")
+            self._refuse(value, what, f"it comes back changed, {_place(found)}")
         return raw.decode(), decoded
 
     def _refuse(self, value: object, what: str, why: str = "") -> NoReturn:
@@ -352,6 +354,8 @@ def _check_size(raw: bytes, what: str) -> None:
 def _place(found: str) -> str:
     """``.lines[2]: a datetime`` as part of a sentence; the value itself has an empty place."""
     where, _, reason = found.partition(": ")
+    if len(where) > 80:
+        where = f"{where[:40]}…{where[-40:]}"
     return f"{reason} at {where}" if where else reason
 
 
