@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from heapq import heappop, heappush
 from typing import Any, Protocol, runtime_checkable
 
+from durable import failures
 from durable.clock import HostClock
 from durable.errors import PayloadError, RunNotFound
 from durable.model import (
@@ -22,6 +23,7 @@ from durable.model import (
     Claimed,
     ClaimedRun,
     Created,
+    Failure,
     Kind,
     NewRun,
     Outcome,
@@ -211,6 +213,7 @@ class MemoryStore:
         if row.takeovers >= limit:
             row.state = after(row.state, Event.GIVE_UP)
             row.ended_at = now
+            row.error = row.error or failures.to_json(_given_up(row, worker))
         else:
             row.state = after(row.state, Event.TAKEOVER)
             self._free(row, now)
@@ -453,6 +456,11 @@ def _summary(row: _Row) -> dict[str, Any]:
 def _run(row: _Row, *, with_input: bool = True) -> Run:
     run_input = row.new.input if with_input else None
     return Run(**_summary(row), input=run_input, result=row.result, error=row.error, seed=row.new.seed)
+
+
+def _given_up(row: _Row, worker: str) -> Failure:
+    message = f"{row.takeovers} workers in a row lost their lease with this run and without a new record"
+    return Failure("durable.errors.RunDeadLettered", f"{message}: the last one was {worker}")
 
 
 def _own_copy(new: NewRun) -> NewRun:

@@ -227,7 +227,8 @@ def _shown(records: Sequence[Record]) -> list[tuple[object, ...]]:
 
 def _timeless(run: Run, now: datetime) -> tuple[object, ...]:
     times = (run.started_at is None, run.ended_at is None, _ready(run, now))
-    payloads = (run.input, run.result, run.error, run.reason, run.seed, run.key, run.tags)
+    given_up = run.state is State.DEAD_LETTER and run.error is not None and run.error != '"original"'
+    payloads = (run.input, run.result, "given up" if given_up else run.error, run.reason, run.seed, run.key, run.tags)
     return (run.workflow, run.version, run.state, run.owner, run.claim, run.takeovers, payloads, times)
 
 

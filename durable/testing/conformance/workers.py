@@ -8,7 +8,7 @@ import asyncio
 from datetime import timedelta
 from uuid import uuid4
 
-from durable import states
+from durable import failures, states
 from durable.model import Kind, State
 from durable.store import Store
 from durable.testing.conformance.harness import NEVER, StoreHarness, Worker, claimed, create, new_run, read, record
@@ -141,6 +141,9 @@ class WorkerConformance:
         run = await read(store, poison)
         assert (run.owner, run.ready_at) == (None, None)
         assert run.ended_at is not None
+        failure = failures.from_json(run.error)
+        assert failure.error_type.endswith("RunDeadLettered")
+        assert failure.message
         keys = [entry.key for entry in await store.history(poison)]
         assert keys == [f"/takeover/{claim}" for claim in range(1, 6)]
         assert [ended.id for ended in await store.ended([poison])] == [poison]
