@@ -71,6 +71,7 @@ async def demo(setting: Setting, console: Console) -> bool:
             service = crew.start_service()
             figures = Figures(len(orders), "Postgres" if setting.on_postgres else "SQLite", service.pid)
             with Board(console, figures) as board:
+                board.event(f"{service.name} started, pid {service.pid}; it fails on purpose")
                 ending = await Scenario(engine, orders, crew, board, figures).play(_PATIENCE)
             books = audit(crew.ledger, orders, ending.ends)
     show(console, books, ending.twice, ending.kill, ending.seconds)
