@@ -14,10 +14,10 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, LiteralString, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import anyio
 import psycopg
@@ -32,7 +32,7 @@ from durable.stores.postgres.failures import repeatable, translated
 Row = tuple[Any, ...]
 Async = AsyncConnection[Row]
 Sync = Connection[Row]
-AnyConnection = TypeVar("AnyConnection", bound=psycopg.AsyncConnection[Any] | psycopg.Connection[Any])
+T = TypeVar("T")
 
 STATEMENT_TIMEOUT = 30.0
 """Seconds for one statement, on the server."""
@@ -61,19 +61,23 @@ _DEFAULTS: dict[str, str | int] = {
     "keepalives_idle": 10,
     "tcp_user_timeout": 20_000,  # milliseconds
 }
-_SETUP = "SELECT " + ", ".join(f"set_config('{name}', '{value}', false)" for name, value in _SETTINGS.items())
+_SETUP = b"SELECT " + b", ".join(
+    f"set_config('{name}', '{value}', false)".encode() for name, value in _SETTINGS.items()
+)
 
 
 class Call(NamedTuple):
     """A statement with its parameters, which are texts: an integer's size would choose another plan."""
 
-    sql: str
+    sql: bytes  # the driver's types want a text to be a literal
     parameters: Sequence[str | None] = ()
 
 
-def query(sql: str) -> LiteralString:
-    """``sql`` as the driver's types want it: all of it comes from this package's own files."""
-    return cast("LiteralString", sql)
+async def shielded(call: Awaitable[T]) -> T:
+    """``call``, out of reach of anyio's cancel scopes: they would close the connection and leave the query running."""
+    with anyio.CancelScope(shield=True):
+        return await call
+    raise AssertionError("a shield swallows nothing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,7 @@ class Server:
 
     @property
     def conninfo(self) -> str:
-        return make_conninfo("", **{**_DEFAULTS, **conninfo_to_dict(self.url), "client_encoding": "UTF8"})  # type: ignore[arg-type]
+        return make_conninfo("", **{**_DEFAULTS, **conninfo_to_dict(self.url), "client_encoding": "UTF8"})
 
     async def connect(self) -> Async:
         """A connection that is set up.
@@ -166,7 +170,7 @@ async def exchange(connection: Async, calls: Sequence[Call]) -> list[list[Row]]:
     try:
         async with connection.pipeline():
             await connection.execute(_BEGIN)
-            cursors = [await connection.execute(query(call.sql), call.parameters) for call in calls]
+            cursors = [await connection.execute(call.sql, call.parameters) for call in calls]
             await connection.execute("COMMIT")
         return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
     finally:
@@ -204,9 +208,7 @@ class Lane:
         """
         for repeats_left in reversed(range(REPEATS)):
             try:
-                with anyio.CancelScope(shield=True):
-                    async with self._lock:
-                        return await self._send(calls)
+                return await shielded(self._turn(calls))
             except Exception as error:
                 if not (repeats_left and repeatable(error)):
                     raise translated(error, self._name) from None
@@ -214,16 +216,12 @@ class Lane:
 
     async def open(self) -> None:
         """Connect now instead of at the first use."""
-        with anyio.CancelScope(shield=True):
-            async with self._lock:
-                self._closed = False
-                await self._connected()
+        self._closed = False
+        await shielded(self._connected())
 
     async def close(self) -> None:
-        with anyio.CancelScope(shield=True):
-            async with self._lock:
-                self._closed = True
-                await self._drop()
+        self._closed = True
+        await shielded(self._end())
 
     async def _connected(self) -> Async:
         if self._closed:
@@ -232,10 +230,18 @@ class Lane:
             self._connection = await self._server.connect()
         return self._connection
 
+    async def _end(self) -> None:
+        async with self._lock:
+            await self._drop()
+
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+    async def _turn(self, calls: Sequence[Call]) -> list[list[Row]]:
+        async with self._lock:
+            return await self._send(calls)
 
     async def _send(self, calls: Sequence[Call]) -> list[list[Row]]:
         connection = await self._connected()

@@ -29,10 +29,12 @@ def _keys(runs: Sequence[NewRun]) -> list[str]:
     return [
         literals.scalars([run.shard for run in runs]),
         literals.words([run.id for run in runs]),
-        literals.texts([run.workflow for run in runs]),
-        literals.texts([run.key or "" for run in runs]),
-        literals.texts([run.input_hash for run in runs]),
-        literals.texts_or_null([run.request for run in runs]),
+        *literals.columns(
+            [run.workflow for run in runs],
+            [run.key for run in runs],
+            [run.input_hash for run in runs],
+            [run.request for run in runs],
+        ),
     ]
 
 
@@ -41,15 +43,17 @@ def _runs(runs: Sequence[NewRun], routes: Mapping[Route, int]) -> list[str]:
         literals.scalars([run.shard for run in runs]),
         literals.words([run.id for run in runs]),
         literals.scalars([routes[Route(run.workflow, run.version)] for run in runs]),
-        literals.texts([run.workflow for run in runs]),
-        literals.texts_or_null([run.key for run in runs]),
         literals.times_or_null([run.ready_at for run in runs]),
         literals.scalars([run.delay for run in runs]),
-        literals.texts([run.seed for run in runs]),
-        literals.texts([run.input_hash for run in runs]),
-        literals.texts_or_null([run.request for run in runs]),
-        literals.texts([rows.tags_text(run.tags) for run in runs]),
-        literals.texts_or_null([run.input for run in runs]),
+        *literals.columns(
+            [run.workflow for run in runs],
+            [run.key for run in runs],
+            [run.seed for run in runs],
+            [run.input_hash for run in runs],
+            [run.request for run in runs],
+            [rows.tags_text(run.tags) for run in runs],
+            [run.input for run in runs],
+        ),
     ]
 
 
@@ -57,6 +61,5 @@ def _standing(runs: Sequence[NewRun]) -> list[str]:
     return [
         literals.scalars([run.shard for run in runs]),
         literals.words([run.id for run in runs]),
-        literals.texts([run.workflow for run in runs]),
-        literals.texts_or_null([run.key for run in runs]),
+        *literals.columns([run.workflow for run in runs], [run.key for run in runs]),
     ]

@@ -16,7 +16,7 @@ import psycopg
 
 from durable.errors import StoreUnavailable, without_password
 from durable.store import Hint
-from durable.stores.postgres.connections import Async, Server, query
+from durable.stores.postgres.connections import Async, Server
 
 _log = logging.getLogger("durable.stores.postgres")
 
@@ -40,10 +40,10 @@ class Hints:
         notify: The statement with channel and payload.
     """
 
-    def __init__(self, server: Server, channel: str, notify: str) -> None:
+    def __init__(self, server: Server, channel: str, notify: bytes) -> None:
         self._server = server
         self._channel = channel
-        self._notify = query(notify)
+        self._notify = notify
         self._me = secrets.token_hex(8)
         self._subscribers: dict[object, Callable[[Hint], None]] = {}
         self._pending = Hint(0)
@@ -90,7 +90,7 @@ class Hints:
         while True:
             try:
                 async with await self._server.connect() as connection:
-                    await connection.execute(query(f'LISTEN "{self._channel}"'))
+                    await connection.execute(f'LISTEN "{self._channel}"'.encode())
                     if reopened:  # something may have been said meanwhile
                         self._deliver(_EVERYTHING)
                     pause, reopened = _RETRY_FIRST, True

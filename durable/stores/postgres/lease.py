@@ -11,7 +11,7 @@ import psycopg
 
 from durable.errors import StoreUnavailable
 from durable.model import Renewal
-from durable.stores.postgres.connections import Server, Sync, hang_up, query
+from durable.stores.postgres.connections import Server, Sync, hang_up
 from durable.stores.postgres.failures import translated
 
 _PATIENCE = 10.0
@@ -26,16 +26,16 @@ class Renewed(NamedTuple):
 class LeaseConnection:
     """One synchronous connection, opened at its first use and again after it broke."""
 
-    def __init__(self, server: Server, statement: str) -> None:
+    def __init__(self, server: Server, statement: bytes) -> None:
         self._server = server
-        self._statement = query(statement)
+        self._statement = statement
         self._lock = threading.Lock()
         self._connection: Sync | None = None
-        self._closed = False
+        self._closed = threading.Event()
 
     def open(self) -> None:
         """Allow use; the connection itself is made by the first renewal."""
-        self._closed = False
+        self._closed.clear()
 
     def renew(self, worker: str, lease: float) -> Renewed:
         """Blocking.
@@ -44,7 +44,7 @@ class LeaseConnection:
             StoreUnavailable: No answer.
         """
         with self._lock:
-            if self._closed:
+            if self._closed.is_set():
                 raise StoreUnavailable("renew: the store is closed")
             try:
                 if self._connection is None or self._connection.closed:
@@ -54,12 +54,12 @@ class LeaseConnection:
                 self._drop()
                 raise translated(error, "renew") from None
             finally:
-                if self._closed:
+                if self._closed.is_set():
                     self._drop()
 
     def close(self) -> None:
         """From the event loop: never waits for a renewal that is on its way, that one is made to fail."""
-        self._closed = True
+        self._closed.set()
         connection = self._connection
         if connection is not None:
             hang_up(connection)

@@ -2,21 +2,59 @@
 
 psycopg's list adaptation costs 9 µs a row of a batch, these 0.1 µs a column: C-speed joins, and the server parses.
 Texts travel joined by 0x1e, which valid JSON never contains, and are split by ``string_to_array``; 0x1d stands for
-NULL. It knows neither runs nor connections.
+NULL (``json_to_recordset`` of one document: 125,000 rows/s against 179,000). It knows neither runs nor connections.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 from durable.errors import PayloadError
-
-SEPARATOR, NULL = "\x1e", "\x1d"
 
 MAX_TEXT = 256 * 1024 * 1024
 """Characters of one parameter. The server ends at 1 GB, where it breaks instead of refusing; a batch that is refused
 here is halved by the committer."""
+
+
+class Marks(NamedTuple):
+    """What stands between the texts of a column, and for NULL: parameters of the statement too."""
+
+    separator: str = "\x1e"
+    null: str = "\x1d"
+
+
+_USUAL = Marks()
+
+
+def columns(*columns: Sequence[str | None]) -> list[str]:
+    """The marks, then each column of any texts joined. One text that is empty and alone in its column reads as NULL.
+
+    The usual marks do for everything but names that contain them: then others are drawn, which no text contains.
+
+    Raises:
+        PayloadError: All texts of a column together are too long for one parameter.
+    """
+    joined = [_joined(column, _USUAL) for column in columns]
+    if all(_is_exact(text, column, _USUAL) for text, column in zip(joined, columns, strict=True)):
+        return [*_USUAL, *joined]
+    drawn = Marks(f"\x1e{secrets.token_hex(16)}\x1e", f"\x1d{secrets.token_hex(16)}\x1d")
+    return [*drawn, *(_joined(column, drawn) for column in columns)]
+
+
+def _joined(column: Sequence[str | None], marks: Marks) -> str:
+    joined = marks.separator.join([marks.null if value is None else value for value in column])
+    if len(joined) > MAX_TEXT:
+        raise PayloadError(f"{len(joined):,} characters are too many for one transaction")
+    return joined
+
+
+def _is_exact(joined: str, column: Sequence[str | None], marks: Marks) -> bool:
+    """Whether splitting gives the column again."""
+    separators, nulls = joined.count(marks.separator), joined.count(marks.null)
+    return separators == max(0, len(column) - 1) and nulls == column.count(None)
 
 
 def scalars(values: Sequence[int | float | bool | None]) -> str:
@@ -29,10 +67,6 @@ def words(values: Iterable[str]) -> str:
     return "{" + ",".join(values) + "}"
 
 
-def words_or_null(values: Iterable[str | None]) -> str:
-    return "{" + ",".join(["NULL" if value is None else value for value in values]) + "}"
-
-
 def times(values: Sequence[datetime]) -> str:
     """For ``to_timestamp``: seconds since 1970 as float8, which are exact to the microsecond for 285 years."""
     return "{" + str([value.timestamp() for value in values])[1:-1] + "}"
@@ -40,21 +74,3 @@ def times(values: Sequence[datetime]) -> str:
 
 def times_or_null(values: Sequence[datetime | None]) -> str:
     return scalars([None if value is None else value.timestamp() for value in values])
-
-
-def texts(values: Sequence[str]) -> str:
-    """Any texts without 0x1e.
-
-    Raises:
-        PayloadError: One contains the separator, or all are too long together.
-    """
-    joined = SEPARATOR.join(values)
-    if joined.count(SEPARATOR) >= max(1, len(values)):
-        raise PayloadError("text with the control character 0x1e cannot be stored")
-    if len(joined) > MAX_TEXT:
-        raise PayloadError(f"{len(joined):,} characters are too many for one transaction")
-    return joined
-
-
-def texts_or_null(values: Sequence[str | None]) -> str:
-    return texts([NULL if value is None else value for value in values])

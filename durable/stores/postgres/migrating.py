@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from psycopg import AsyncConnection, errors
+from psycopg import AsyncConnection, AsyncCursor, errors
 
 from durable.errors import ConfigurationError, SchemaTooNew
 from durable.sql import Migration
-from durable.stores.postgres.connections import query
 
 _LOCK_PATIENCE = "60s"  # for another process that is migrating
 
@@ -34,15 +33,12 @@ async def migrate(connection: AsyncConnection[Any], schema: str, migrations: lis
         SchemaTooNew: The schema is newer than this code.
         ConfigurationError: The role may not change the schema.
     """
-    connection.prepare_threshold = None  # a migration is many statements in one text, which cannot be prepared
     async with connection.transaction():
-        await connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-        await connection.execute(query(f"SET LOCAL lock_timeout = '{_LOCK_PATIENCE}'; SET LOCAL statement_timeout = 0"))
-        await connection.execute("SELECT pg_advisory_xact_lock(hashtext('durable migrations'), hashtext($1))", [schema])
+        await _run(connection, "SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        await _run(connection, f"SET LOCAL lock_timeout = '{_LOCK_PATIENCE}'; SET LOCAL statement_timeout = 0")
+        await _run(connection, "SELECT pg_advisory_xact_lock(hashtext('durable migrations'), hashtext($1))", schema)
         present = await version(connection, schema)
         check(present, len(migrations), schema)
-        if present == len(migrations):
-            return
         try:
             await _apply(connection, schema, migrations[present:])
         except errors.InsufficientPrivilege as error:
@@ -61,24 +57,30 @@ def check(present: int, latest: int, schema: str) -> None:
 
 
 async def _apply(connection: AsyncConnection[Any], schema: str, missing: list[Migration]) -> None:
+    if missing and missing[0].version == 1:
+        await _create_schema(connection, schema)
+    for migration in missing:
+        await _run(connection, migration.sql)
+        record = f'INSERT INTO "{schema}".migrations (version, name) VALUES ($1, $2)'  # noqa: S608
+        await _run(connection, record, str(migration.version), migration.name)
+
+
+async def _create_schema(connection: AsyncConnection[Any], schema: str) -> None:
     # Not IF NOT EXISTS at once: that asks for the right to create even when there is nothing to create.
     if await _one(connection, "SELECT 1 FROM pg_namespace WHERE nspname = $1", schema) is None:
-        await connection.execute(query(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
-    await connection.execute(
-        query(
-            f'CREATE TABLE IF NOT EXISTS "{schema}".migrations '
-            "(version integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
-        )
+        await _run(connection, f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
+    await _run(
+        connection,
+        f'CREATE TABLE IF NOT EXISTS "{schema}".migrations '
+        "(version integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())",
     )
-    for migration in missing:
-        await connection.execute(query(migration.sql))
-        await connection.execute(
-            query(f'INSERT INTO "{schema}".migrations (version, name) VALUES ($1, $2)'),  # noqa: S608
-            [migration.version, migration.name],
-        )
 
 
 async def _one(connection: AsyncConnection[Any], sql: str, *parameters: str) -> Any:
-    cursor = await connection.execute(query(sql), parameters, prepare=False)
-    row = await cursor.fetchone()
+    row = await (await _run(connection, sql, *parameters)).fetchone()
     return None if row is None else row[0]
+
+
+async def _run(connection: AsyncConnection[Any], sql: str, *parameters: str) -> AsyncCursor[Any]:
+    # Encoded, for the driver's types want a text to be a literal; without parameters it may be several statements.
+    return await connection.execute(sql.encode(), parameters or None, prepare=False)

@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 
-import anyio
 import psycopg
 
-from durable.stores.postgres.connections import query
+from durable.stores.postgres.connections import Async, shielded
 from durable.stores.postgres.failures import translated
 from durable.stores.postgres.sessions import Sessions
 
@@ -23,31 +22,38 @@ STUCK_AFTER = 1.0
 """Seconds after its expiry, and of waiting for it, from which a locked row's holders are ended."""
 
 
-async def end_blockers(sessions: Sessions) -> None:
-    """Wait for the expired workers' rows; end the backends that are in the way for a second.
+class Blockers:
+    """One search at a time, on connections of its own: those of the pool may all be waiting for the same rows."""
 
-    Raises:
-        StoreUnavailable: The server stopped answering.
-    """
-    with anyio.CancelScope(shield=True):
-        try:
-            async with sessions.connection() as waiting, sessions.connection() as other:
-                await _end_blockers(sessions, waiting, other)
-        except (psycopg.Error, OSError) as error:
-            raise translated(error, "reap") from None
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+        self._one_at_a_time = asyncio.Lock()
 
+    async def end(self) -> None:
+        """Wait for the expired workers' rows; end the backends that have been in the way for a second.
 
-async def _end_blockers(sessions: Sessions, waiting: psycopg.AsyncConnection, other: psycopg.AsyncConnection) -> None:
-    async with waiting.transaction(force_rollback=True):
-        cursor = await waiting.execute("SELECT pg_backend_pid()")
-        row = await cursor.fetchone()
-        assert row is not None
-        statement = sessions.call("lock_expired").sql
-        locking = asyncio.ensure_future(waiting.execute(query(statement)))
-        await asyncio.wait([locking], timeout=STUCK_AFTER)
-        if not locking.done():
-            blockers = sessions.call("end_blockers", str(row[0]))
-            ended = await (await other.execute(query(blockers.sql), blockers.parameters)).fetchall()
-            for pid, _ in ended:
-                _log.warning("ended backend %s: its transaction held the row of a worker whose lease has expired", pid)
-        await locking
+        Raises:
+            StoreUnavailable: The server stopped answering.
+        """
+        async with self._one_at_a_time:
+            try:
+                await shielded(self._search())
+            except (psycopg.Error, OSError) as error:
+                raise translated(error, "reap") from None
+
+    async def _search(self) -> None:
+        server = self._sessions.server
+        async with await server.connect() as waiting, await server.connect() as other:
+            await self._end(waiting, other)
+
+    async def _end(self, waiting: Async, other: Async) -> None:
+        async with waiting.transaction(force_rollback=True):
+            row = await (await waiting.execute("SELECT pg_backend_pid()")).fetchone()
+            assert row is not None
+            locking = asyncio.ensure_future(waiting.execute(self._sessions.call("lock_expired").sql))
+            await asyncio.wait([locking], timeout=STUCK_AFTER)
+            if not locking.done():
+                blockers = self._sessions.call("end_blockers", str(row[0]))
+                for pid, _ in await (await other.execute(blockers.sql, blockers.parameters)).fetchall():
+                    _log.warning("ended backend %s: it held the row of a worker whose lease has expired", pid)
+            await locking

@@ -21,9 +21,8 @@ class Routes:
         if missing := [route for route in dict.fromkeys(wanted) if route not in self._numbers]:
             await self._read(sessions)
             if missing := [route for route in missing if route not in self._numbers]:
-                workflows = literals.texts([route.workflow for route in missing])
-                versions = literals.texts([route.version for route in missing])
-                await sessions.write("add_routes", sessions.call("add_routes", workflows, versions))
+                names = literals.columns([route.workflow for route in missing], [route.version for route in missing])
+                await sessions.write("add_routes", sessions.call("add_routes", *names))
                 await self._read(sessions)
         return self._numbers
 

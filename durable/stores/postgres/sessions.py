@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
-import anyio
 import psycopg
 from psycopg import AsyncRawCursor
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -22,8 +20,8 @@ from durable.stores.postgres.connections import (
     Server,
     exchange,
     hang_up,
-    query,
     set_up,
+    shielded,
 )
 from durable.stores.postgres.failures import repeatable, translated
 
@@ -41,7 +39,7 @@ class Sessions:
         create: Carries triggers, which have no fence and may wait for a key of somebody else.
     """
 
-    def __init__(self, server: Server, pool_size: int, statements: Mapping[str, str]) -> None:
+    def __init__(self, server: Server, pool_size: int, statements: Mapping[str, bytes]) -> None:
         self.flush = Lane(server, "commit")
         self.claim = Lane(server, "claim")
         self.create = Lane(server, "create_runs")
@@ -75,18 +73,17 @@ class Sessions:
             await lane.close()
         await self._pool.close()
 
-    def connection(self) -> AbstractAsyncContextManager[Async]:
-        """One of the pool's connections."""
-        return self._pool.connection()
-
     async def on_connection(self, use: Callable[[Async], Awaitable[T]]) -> T:
         """``use`` a connection of its own, which is closed afterwards: its transaction may take long."""
-        with anyio.CancelScope(shield=True):
-            try:
-                async with await self.server.connect() as connection:
-                    return await use(connection)
-            except (psycopg.Error, OSError) as error:
-                raise translated(error, "schema") from None
+
+        async def alone() -> T:
+            async with await self.server.connect() as connection:
+                return await use(connection)
+
+        try:
+            return await shielded(alone())
+        except (psycopg.Error, OSError) as error:
+            raise translated(error, "schema") from None
 
     async def read(self, name: str, *parameters: str | None) -> list[Row]:
         """The rows of one named statement that only reads."""
@@ -95,7 +92,7 @@ class Sessions:
         async def ask(connection: Async) -> list[Row]:
             impatience = asyncio.get_running_loop().call_later(PATIENCE, hang_up, connection)
             try:
-                cursor = await connection.execute(query(call.sql), call.parameters)
+                cursor = await connection.execute(call.sql, call.parameters)
                 return await cursor.fetchall()
             finally:
                 impatience.cancel()
@@ -114,22 +111,16 @@ class Sessions:
         checked = False
         for repeats_left in reversed(range(REPEATS)):
             try:
-                with anyio.CancelScope(shield=True):
-                    async with self._pool.connection() as connection:
-                        return await use(connection)
+                return await shielded(self._with_pool(use))
             except Exception as error:
                 broken = isinstance(error, psycopg.OperationalError) and error.sqlstate in {None, "57P01", "57P02"}
                 if broken and not checked and not isinstance(error, PoolTimeout):
                     checked = True
-                    await self._check()
+                    await shielded(self._pool.check())
                 elif not (repeats_left and repeatable(error)):
                     raise translated(error, name) from None
         raise AssertionError("the last repetition raises")
 
-    async def _check(self) -> None:
-        """Have the pool replace the connections that are broken."""
-        with anyio.CancelScope(shield=True):
-            try:
-                await self._pool.check()
-            except psycopg.Error as error:
-                raise translated(error, "store") from None
+    async def _with_pool(self, use: Callable[[Async], Awaitable[T]]) -> T:
+        async with self._pool.connection() as connection:
+            return await use(connection)

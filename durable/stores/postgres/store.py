@@ -41,7 +41,7 @@ from durable.stores.postgres import writes as flushing
 from durable.stores.postgres.connections import Call, Server
 from durable.stores.postgres.hints import Hints
 from durable.stores.postgres.lease import LeaseConnection
-from durable.stores.postgres.reaping import STUCK_AFTER, end_blockers
+from durable.stores.postgres.reaping import STUCK_AFTER, Blockers
 from durable.stores.postgres.routing import Routes
 from durable.stores.postgres.sessions import Sessions
 
@@ -77,7 +77,7 @@ class PostgresStore:
         self._server.check()
         self._url = without_password(url)
         self._pool_size = pool_size
-        self._statements = statements("postgres", schema)
+        self._statements = {name: sql.encode() for name, sql in statements("postgres", schema).items()}
         self._migrations = migrations("postgres", schema)
         self._clock = ServerClock()
         self._lease = LeaseConnection(self._server, self._statements["renew"])
@@ -129,6 +129,7 @@ class PostgresStore:
         self._hints.open()
         self._loop = asyncio.get_running_loop()
         self._sessions = sessions
+        self._blockers = Blockers(sessions)
 
     async def close(self) -> None:
         """Undo one ``open``; the last one closes every connection and ends every task."""
@@ -194,7 +195,7 @@ class PostgresStore:
         calls = [self._call("delete_expired"), *self._release(limit), self._call("stuck_workers", str(STUCK_AFTER))]
         _, [[released]], _, [[stuck]] = await self._use.write("reap", *calls)
         if stuck:
-            await end_blockers(self._use)
+            await self._blockers.end()
             _, [[more]], _, _ = await self._use.write("reap", *calls)
             released += more
         return int(released)

@@ -1,0 +1,9 @@
+-- What a role needs to run workflows, without any right to change the schema. Run it as the role that migrates, with
+-- the name of your role in place of durable_app, after each migration that adds a table.
+
+GRANT USAGE ON SCHEMA durable TO durable_app;
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA durable TO durable_app;
+ALTER DEFAULT PRIVILEGES IN SCHEMA durable GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO durable_app;
+
+-- What the role that migrates needs: GRANT CREATE ON DATABASE app TO durable_owner;
+-- or a schema that it owns: CREATE SCHEMA durable AUTHORIZATION durable_owner;

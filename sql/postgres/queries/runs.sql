@@ -1,0 +1,125 @@
+-- Triggers, reads and operators. "Marks": what separates the texts of a column, and stands for NULL in it.
+
+-- name: add_keys
+-- $1 shards, $2 run ids, $3 and $4 marks, $5 workflows, $6 keys, $7 input hashes, $8 requests. First in its transaction and in one
+-- order; a key that another transaction has inserted and not committed is waited for, at most lock_timeout. A run id
+-- that its user chose and that exists already gets no key.
+INSERT INTO durable.keys (shard, workflow, key, run_id, input_hash)
+SELECT n.shard, n.workflow, n.key, n.id, coalesce(n.input_hash, '')
+FROM unnest($1::smallint[], $2::uuid[], string_to_array($5, $3, $4), string_to_array($6, $3, $4),
+            string_to_array($7, $3, $4), string_to_array($8, $3, $4))
+     WITH ORDINALITY AS n (shard, id, workflow, key, input_hash, request, place)
+LEFT JOIN LATERAL (
+    SELECT true AS found, r.request, r.key FROM durable.runs AS r WHERE r.shard = n.shard AND r.id = n.id LIMIT 1
+) AS run ON true
+WHERE run.found IS NULL OR run.key = n.key AND run.request IS NOT DISTINCT FROM n.request
+ORDER BY n.shard, n.workflow, n.key, n.place
+ON CONFLICT (shard, workflow, key) DO NOTHING
+
+-- name: add_runs
+-- $1 shards, $2 ids, $3 routes, $4 times ready, $5 delays, $6 and $7 marks, $8 workflows, $9 keys, $10 seeds,
+-- $11 input hashes, $12 requests, $13 tags, $14 inputs. A statement after add_keys: in the same one, a key's winner could not be seen.
+-- Answers the ids that were inserted.
+INSERT INTO durable.runs (shard, id, route, key, ready_at, seed, input_hash, request, tags, input)
+SELECT n.shard, n.id, n.route, n.key, coalesce(to_timestamp(n.ready_at), now() + make_interval(secs => n.delay)),
+       coalesce(n.seed, ''), coalesce(n.input_hash, ''), n.request, n.tags::jsonb, n.input
+FROM unnest($1::smallint[], $2::uuid[], $3::integer[], $4::float8[], $5::float8[], string_to_array($8, $6, $7),
+            string_to_array($9, $6, $7), string_to_array($10, $6, $7), string_to_array($11, $6, $7),
+            string_to_array($12, $6, $7), string_to_array($13, $6, $7), string_to_array($14, $6, $7))
+     AS n (shard, id, route, ready_at, delay, workflow, key, seed, input_hash, request, tags, input)
+LEFT JOIN LATERAL (
+    SELECT k.run_id FROM durable.keys AS k WHERE k.shard = n.shard AND k.workflow = n.workflow AND k.key = n.key LIMIT 1
+) AS winner ON true
+WHERE n.key IS NULL OR winner.run_id = n.id
+ORDER BY n.shard, n.id
+ON CONFLICT (shard, id) DO NOTHING
+RETURNING id
+
+-- name: standing
+-- $1 shards, $2 ids, $3 and $4 marks, $5 workflows, $6 keys. What stands in the place of runs that were not inserted: the run that holds
+-- the key, or the run of that id.
+SELECT n.id, run.id AS run_id, run.request, routes.workflow, run.input_hash, run.key
+FROM unnest($1::smallint[], $2::uuid[], string_to_array($5, $3, $4), string_to_array($6, $3, $4))
+     AS n (shard, id, workflow, key)
+LEFT JOIN LATERAL (
+    SELECT k.run_id FROM durable.keys AS k
+    WHERE k.shard = n.shard AND k.workflow = n.workflow AND k.key = n.key LIMIT 1
+) AS winner ON true
+CROSS JOIN LATERAL (
+    SELECT r.id, r.request, r.route, r.input_hash, r.key FROM durable.runs AS r
+    WHERE r.shard = n.shard AND r.id = coalesce(winner.run_id, n.id) LIMIT 1
+) AS run
+JOIN durable.routes ON routes.id = run.route
+
+-- name: resume
+-- $1 shard, $2 run. Waits for nobody: `locked` tells whether the row was free. A run that was compensating has its
+-- error since then, and goes on compensating.
+WITH run AS MATERIALIZED (
+    SELECT shard, id, state FROM durable.runs WHERE shard = $1::smallint AND id = $2::uuid
+    FOR NO KEY UPDATE SKIP LOCKED
+), resumed AS (
+    UPDATE durable.runs AS r
+    SET state = CASE WHEN r.error IS NULL THEN 'pending' ELSE 'compensating' END, ready_at = now(), reason = NULL,
+        wakes = r.wakes + 1
+    FROM run WHERE r.shard = run.shard AND r.id = run.id AND run.state = 'paused'
+    RETURNING 1
+)
+SELECT EXISTS (SELECT FROM durable.runs WHERE shard = $1::smallint AND id = $2::uuid) AS found,
+       EXISTS (SELECT FROM run) AS locked, EXISTS (SELECT FROM resumed) AS resumed
+
+-- name: get_runs
+-- $1 shard, $2 ids.
+SELECT r.id, r.state, r.created_at, r.started_at, r.ended_at, r.ready_at, r.key, r.tags::text, r.reason, r.owner,
+       r.claim, CASE WHEN r.takeovers > 0 AND EXISTS (
+           SELECT FROM durable.history AS h WHERE h.shard = r.shard AND h.run_id = r.id
+           AND h.seq > r.takeover_seq AND h.kind <> 'takeover') THEN 0 ELSE r.takeovers END AS takeovers,
+       r.shard, routes.workflow, routes.version, r.input, r.result, r.error, r.seed
+FROM unnest($2::uuid[]) AS n (id)
+CROSS JOIN LATERAL (SELECT x.* FROM durable.runs AS x WHERE x.shard = $1::smallint AND x.id = n.id LIMIT 1) AS r
+JOIN durable.routes ON routes.id = r.route
+
+-- name: ended_runs
+-- $1 shard, $2 ids.
+SELECT r.id, r.state, r.created_at, r.started_at, r.ended_at, r.ready_at, r.key, r.tags::text, r.reason, r.owner,
+       r.claim, CASE WHEN r.takeovers > 0 AND EXISTS (
+           SELECT FROM durable.history AS h WHERE h.shard = r.shard AND h.run_id = r.id
+           AND h.seq > r.takeover_seq AND h.kind <> 'takeover') THEN 0 ELSE r.takeovers END AS takeovers,
+       r.shard, routes.workflow, routes.version, NULL, r.result, r.error, r.seed
+FROM unnest($2::uuid[]) AS n (id)
+CROSS JOIN LATERAL (
+    SELECT x.* FROM durable.runs AS x WHERE x.shard = $1::smallint AND x.id = n.id AND (x.ended_at IS NOT NULL) IS TRUE
+    LIMIT 1
+) AS r
+JOIN durable.routes ON routes.id = r.route
+
+-- name: find_key
+-- $1 shard, $2 workflow, $3 key.
+SELECT run_id FROM durable.keys WHERE shard = $1::smallint AND workflow = $2::text AND key = $3::text
+
+-- name: list_runs
+-- $1 shard, $2 below this id, $3 workflow, $4 version, $5 state, $6 tags, $7 created after, $8 created before, $9 limit.
+-- Walks the primary key from its end: ids are UUIDv7, so that is newest first.
+SELECT r.id, r.state, r.created_at, r.started_at, r.ended_at, r.ready_at, r.key, r.tags::text, r.reason, r.owner,
+       r.claim, CASE WHEN r.takeovers > 0 AND EXISTS (
+           SELECT FROM durable.history AS h WHERE h.shard = r.shard AND h.run_id = r.id
+           AND h.seq > r.takeover_seq AND h.kind <> 'takeover') THEN 0 ELSE r.takeovers END AS takeovers,
+       r.shard, routes.workflow, routes.version
+FROM durable.runs AS r JOIN durable.routes ON routes.id = r.route
+WHERE r.shard = $1::smallint AND r.id < $2::uuid
+  AND ($3::text IS NULL OR routes.workflow = $3) AND ($4::text IS NULL OR routes.version = $4)
+  AND ($5::text IS NULL OR r.state = $5) AND ($6::jsonb IS NULL OR r.tags @> $6)
+  AND ($7::timestamptz IS NULL OR r.created_at >= $7) AND ($8::timestamptz IS NULL OR r.created_at < $8)
+ORDER BY r.id DESC
+LIMIT $9::integer
+
+-- name: history
+-- $1 shard, $2 run.
+SELECT run_id, seq, key, kind, at, data, failed, attempt, duration, begun, compensable, due_at, worker
+FROM durable.history WHERE shard = $1::smallint AND run_id = $2::uuid ORDER BY seq
+
+-- name: notify
+-- $1 channel, $2 payload.
+SELECT pg_notify($1::text, $2::text)
+
+-- name: server_now
+SELECT now()

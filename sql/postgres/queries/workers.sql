@@ -1,0 +1,110 @@
+-- Leases: register, renew, unregister, reap.
+
+-- name: register
+-- $1 worker, $2 seconds. One row per lane.
+INSERT INTO durable.workers (id, lane, expires_at)
+SELECT $1::uuid, lane, now() + make_interval(secs => $2::float8) FROM unnest(ARRAY['claim', 'flush']) AS l (lane)
+ON CONFLICT (id, lane) DO NOTHING
+
+-- name: renew
+-- $1 worker, $2 seconds. The rows are locked in one order. Answers how many lanes live, the server's time, and the
+-- next expiry of another worker.
+WITH lanes AS MATERIALIZED (
+    SELECT id, lane FROM durable.workers WHERE id = $1::uuid ORDER BY lane FOR NO KEY UPDATE
+), renewed AS (
+    UPDATE durable.workers AS w SET expires_at = now() + make_interval(secs => $2::float8)
+    FROM lanes AS l WHERE w.id = l.id AND w.lane = l.lane
+    RETURNING 1
+)
+SELECT (SELECT count(*) FROM renewed), now(), (SELECT min(expires_at) FROM durable.workers WHERE id <> $1::uuid)
+
+-- name: delete_worker
+-- $1 worker. Waits for a transaction that holds the fence, at most lock_timeout.
+WITH lanes AS MATERIALIZED (
+    SELECT id, lane FROM durable.workers WHERE id = $1::uuid ORDER BY lane FOR UPDATE
+)
+DELETE FROM durable.workers AS w USING lanes AS l WHERE w.id = l.id AND w.lane = l.lane
+
+-- name: leave_orderly
+-- $1 worker.
+UPDATE durable.claims SET orderly = true WHERE worker = $1::uuid
+
+-- name: delete_expired
+-- A worker is dead when all its lanes have expired and none is held by a transaction: its rows expire together, and
+-- a row that is being renewed or written under is skipped.
+WITH expired AS MATERIALIZED (
+    SELECT id, lane FROM durable.workers WHERE expires_at <= now() ORDER BY id, lane FOR UPDATE SKIP LOCKED
+), dead AS MATERIALIZED (
+    SELECT e.id FROM expired AS e GROUP BY e.id
+    HAVING count(*) = (SELECT count(*) FROM durable.workers AS w WHERE w.id = e.id)
+)
+DELETE FROM durable.workers AS w USING dead WHERE w.id = dead.id
+
+-- name: release_orphans
+-- $1 takeovers at which a run is given up, $2 the error it then gets. A statement after the deletion: in the same one
+-- it would miss the runs of a claim that the deletion had to wait for. Runs that somebody holds are skipped, and
+-- found again by the next sweep, for their claims row stays.
+WITH orphan AS MATERIALIZED (
+    SELECT c.worker, c.shard, r.id, bool_and(c.orderly) AS orderly
+    FROM durable.claims AS c CROSS JOIN LATERAL unnest(c.run_ids) AS r (id)
+    WHERE NOT EXISTS (SELECT FROM durable.workers AS w WHERE w.id = c.worker)
+    GROUP BY c.worker, c.shard, r.id
+), locked AS MATERIALIZED (
+    SELECT o.*, run.route, run.seed, run.input_hash, run.claim, run.state, run.takeovers, run.takeover_seq
+    FROM (SELECT * FROM orphan ORDER BY shard, id) AS o
+    CROSS JOIN LATERAL (
+        SELECT r.route, r.seed, r.input_hash, r.claim, r.state, r.takeovers, r.takeover_seq FROM durable.runs AS r
+        WHERE r.shard = o.shard AND r.id = o.id AND (r.owner = o.worker) IS TRUE
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) AS run
+), counted AS MATERIALIZED (
+    SELECT l.*, h.seq,
+           CASE WHEN l.orderly THEN l.takeovers WHEN h.new_seq > l.takeover_seq THEN 1 ELSE l.takeovers + 1 END AS count
+    FROM locked AS l
+    CROSS JOIN LATERAL (
+        SELECT coalesce(max(x.seq), 0) AS seq, coalesce(max(x.seq) FILTER (WHERE x.kind <> 'takeover'), 0) AS new_seq
+        FROM durable.history AS x WHERE x.shard = l.shard AND x.run_id = l.id
+    ) AS h
+), recorded AS (
+    INSERT INTO durable.history (shard, run_id, seq, key, kind, at, failed, attempt, duration, begun, compensable, worker)
+    SELECT shard, id, seq + 1, '/takeover/' || claim, 'takeover', now(), false, 1, 0, 0, false, worker
+    FROM counted WHERE NOT orderly
+    ON CONFLICT (shard, run_id, key) DO NOTHING
+), released AS (
+    INSERT INTO durable.runs AS run (shard, id, route, seed, input_hash, takeovers, takeover_seq, state, ready_at,
+                                     ended_at, error)
+    SELECT shard, id, route, seed, input_hash, count, CASE WHEN orderly THEN takeover_seq ELSE seq + 1 END,
+           CASE WHEN given_up THEN 'dead_letter' WHEN state = 'compensating' THEN 'compensating' ELSE 'pending' END,
+           CASE WHEN NOT given_up THEN now() END, CASE WHEN given_up THEN now() END, CASE WHEN given_up THEN $2 END
+    FROM (SELECT *, NOT orderly AND count >= $1::integer AS given_up FROM counted) AS c
+    ON CONFLICT (shard, id) DO UPDATE
+    SET state = excluded.state, owner = NULL, ready_at = excluded.ready_at, ended_at = excluded.ended_at,
+        error = coalesce(run.error, excluded.error), takeovers = excluded.takeovers,
+        takeover_seq = excluded.takeover_seq
+    RETURNING 1
+)
+SELECT count(*) FROM released
+
+-- name: forget_claims
+-- The claims of dead workers whose runs have all been released.
+DELETE FROM durable.claims AS c
+WHERE NOT EXISTS (SELECT FROM durable.workers AS w WHERE w.id = c.worker)
+  AND NOT EXISTS (
+    SELECT FROM unnest(c.run_ids) AS u (id)
+    CROSS JOIN LATERAL (
+        SELECT r.owner FROM durable.runs AS r WHERE r.shard = c.shard AND r.id = u.id OFFSET 0
+    ) AS run
+    WHERE run.owner = c.worker
+  )
+
+-- name: stuck_workers
+-- $1 seconds. Expired for so long and still there: a transaction holds the row.
+SELECT count(*) FROM durable.workers WHERE expires_at <= now() - make_interval(secs => $1::float8)
+
+-- name: lock_expired
+-- Waits, on purpose, for whoever holds an expired worker's row: pg_blocking_pids then names it.
+SELECT id FROM durable.workers WHERE expires_at <= now() ORDER BY id, lane FOR UPDATE
+
+-- name: end_blockers
+-- $1 pid of the backend that waits.
+SELECT pid, pg_terminate_backend(pid) FROM unnest(pg_blocking_pids($1::integer)) AS b (pid)
