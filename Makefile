@@ -53,7 +53,7 @@ check: $(STAMP)  ## Format, lint, types (mypy and pyright, strict) and the struc
 	@$(BIN)/pyright --version >/dev/null || \
 		{ echo "pyright did not start, so its check did not run: it needs Node and its package from the npm registry." >&2; exit 1; }
 	@$(BIN)/pyright $(SOURCES)
-	@$(BIN)/pytest -q tests/project/test_structure.py tests/project/test_exports.py $(wildcard tests/typing)
+	@$(BIN)/pytest -q tests/project/test_structure.py tests/project/test_exports.py
 
 .PHONY: fmt
 fmt: $(STAMP)  ## Format, and repair what can be repaired
