@@ -1,0 +1,101 @@
+"""Another process on the same file: reads one JSON command a line, answers one JSON line. Run as a script."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import uuid4
+
+from durable.model import Kind, NewRun, Outcome, Record, RunRef, RunWrite
+from durable.store import Route
+from durable.stores.sqlite import SQLiteStore
+
+ROUTE = Route("order", "1")
+
+
+def new_runs(count: int) -> list[NewRun]:
+    return [NewRun(str(uuid4()), *ROUTE, input='{"sku":"tea"}', input_hash="h", seed="5eed") for _ in range(count)]
+
+
+def step(ref: RunRef, seq: int, at: Any) -> RunWrite:
+    return RunWrite(ref, [Record(seq, f"s{seq}", Kind.STEP, at, '"done"')])
+
+
+class Commands:
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.store = SQLiteStore(path)
+        self.refs: list[RunRef] = []
+        self.seq = 0
+        self.holder: sqlite3.Connection | None = None
+
+    async def open(self) -> int:
+        await self.store.open()
+        await self.store.migrate()
+        return await self.store.schema_version()
+
+    async def create(self, count: int) -> int:
+        return len(await self.store.create_runs(new_runs(count)))
+
+    async def take(self, worker: str, limit: int) -> list[str]:
+        """Register, and claim once."""
+        await self.store.register(worker, 60)
+        claimed = await self.store.claim(worker, [ROUTE], limit, str(uuid4()), {})
+        self.refs = [run.ref for run in claimed.runs]
+        return [ref.id for ref in self.refs]
+
+    async def take_all(self, worker: str, limit: int) -> list[str]:
+        """Claim until nothing is left."""
+        taken: list[str] = []
+        while ids := await self.take(worker, limit):
+            taken += ids
+        return taken
+
+    async def flush(self, worker: str, times: int) -> dict[str, float]:
+        """So many flushes of one record for every run taken, without a pause; the longest one in seconds."""
+        longest = 0.0
+        began = time.monotonic()
+        for _ in range(times):
+            self.seq += 1
+            sent = time.monotonic()
+            outcomes = await self.store.commit(
+                worker, [step(ref, self.seq, self.store.clock.now()) for ref in self.refs]
+            )
+            longest = max(longest, time.monotonic() - sent)
+            assert set(outcomes) == {Outcome.APPLIED}
+        return {"longest": longest, "began": began, "ended": time.monotonic()}
+
+    async def flush_for_ever(self, worker: str) -> None:
+        """One line after each acknowledged flush."""
+        while True:
+            await self.flush(worker, 1)
+            print(self.seq, flush=True)
+
+    async def hold(self) -> None:
+        """Take the write lock and keep it."""
+        self.holder = sqlite3.connect(self.path, isolation_level=None)
+        self.holder.execute("BEGIN IMMEDIATE")
+        self.holder.execute("INSERT INTO durable_workers VALUES ('half-written', 0)")
+
+    async def let_go(self) -> None:
+        assert self.holder is not None
+        self.holder.execute("ROLLBACK")
+
+
+async def main() -> None:
+    commands = Commands(sys.argv[1])
+    loop = asyncio.get_running_loop()
+    print(json.dumps("here"), flush=True)
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        verb, *arguments = json.loads(line)
+        command: Callable[..., Awaitable[Any]] = getattr(commands, verb)
+        print(json.dumps(await command(*arguments)), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
