@@ -22,8 +22,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("clock", "ids", "sql", "store"),
     ("stores",),
     (
-        *("committer", "context", "execution", "heartbeat", "results", "scheduler"),
-        *("steps", "threads", "worker", "workflow"),
+        *("committer", "compensation", "context", "execution", "heartbeat", "host", "pulse", "results"),
+        *("scheduler", "steps", "threads", "worker", "workflow"),
     ),
     ("cli", "engine", "handle", "http", "testing"),
 )
