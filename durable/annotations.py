@@ -98,8 +98,8 @@ def input_type(fn: Callable[..., Any]) -> tuple[bool, bool, Any]:
 
 def described(annotation: Any) -> str:
     """A type as messages name it."""
-    plain = isinstance(annotation, type) and typing.get_origin(annotation) is None
-    return (annotation.__qualname__ if plain else repr(annotation).replace("typing.", ""))[:120]
+    name = annotation.__qualname__ if isinstance(annotation, type) else repr(annotation).replace("typing.", "")
+    return name[:120]
 
 
 def _raw(function: Any) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Missing:
         return "MISSING"
 
 
-MISSING = Missing()
+MISSING: Any = Missing()
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _class_of: Callable[[Any], type[Any]] = type
@@ -170,7 +170,8 @@ class _TypedCodec(Codec):
             self._refuse(value, what, f"encoding it raised {type(error).__name__}")
         _check_size(raw, what)
         try:
-            if b"NaN" in raw or b"Infinity" in raw:  # in a text, or a number that is not JSON
+            # One byte is found in 0.03 µs, a word in 0.2. The word can be in a text, or a number that is not JSON.
+            if (b"N" in raw and b"NaN" in raw) or (b"I" in raw and b"Infinity" in raw):
                 from_json(raw, allow_inf_nan=False)
             decoded = self._load(raw)
         except ValidationError as error:
@@ -205,8 +206,8 @@ def codec_for(annotation: Any) -> Codec:
     """
     if annotation is Any or annotation is object or annotation is MISSING:
         return PLAIN
-    if isinstance(annotation, type) and not typing.get_origin(annotation):
-        return _codec(annotation, "")
+    if isinstance(annotation, type):
+        return _codec(annotation)
     # `int | str` equals `str | int`, but the order can decide what a text is decoded to.
     spelled = repr(annotation)
     try:
@@ -277,7 +278,7 @@ def _returned(returns: Any) -> Codec:
 
 
 @lru_cache(maxsize=1024)
-def _codec(annotation: Any, spelled: str) -> Codec:  # noqa: ARG001
+def _codec(annotation: Any, spelled: str = "") -> Codec:  # noqa: ARG001
     """``spelled`` makes two orders of one union two keys."""
     if isinstance(annotation, typing.TypeVar):
         return Codec(Unknown(f"the type variable {annotation} says nothing about the value"))

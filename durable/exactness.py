@@ -11,9 +11,11 @@ import dataclasses
 import enum
 import marshal
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime, time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any, cast
+from uuid import UUID
 
 from pydantic import BaseModel
 
@@ -23,16 +25,20 @@ MAX_DEPTH = 200
 MAX_DIGITS = 4300
 """Digits of an integer that Python reads."""
 
+_class_of: Callable[[Any], type[Any]] = type
 _SCALARS = (str, int, float, bytes)
 _REDUCED = (str, int, float, bytes, datetime, list, tuple, dict, set, frozenset)
 """Types to which an equal instance of a subclass may be reduced: a Counter declared as a dict, an IntEnum as an int."""
+
+_ATOMS = frozenset({str, int, float, bool, bytes, Decimal, UUID, date, timedelta})
+"""Types whose equality says everything."""
 
 
 def exact_form(value: Any) -> bytes | None:
     """Bytes that are equal for two values only when these are equal in value and exact type, all the way down.
 
     None when the value holds anything but built-in types. It is marshal's form, which takes exact types only and
-    writes each value's type: 0.3 µs for a small dict, where a walk in Python takes 3. Version 2, since later ones
+    writes each value's type: 0.5 µs for a small dict, where a walk in Python takes 3. Version 2, since later ones
     depend on reference counts.
     """
     try:
@@ -52,35 +58,34 @@ def difference(value: Any, decoded: Any) -> str | None:
     Models and dataclasses are compared field by field, whatever their ``__eq__`` says. An instance of a subclass
     of a built-in type is taken for the declared built-in when they are equal, an int for a declared float.
     """
-    if value is decoded or _identical(value, decoded):
+    if value is decoded:
         return None
-    kind: type[Any] = type(cast("object", decoded))
-    if type(cast("object", value)) is not kind:
+    kind = _class_of(decoded)
+    if _class_of(value) is not kind:
         if kind is float and isinstance(value, int):
             return None if value == decoded else ": the number changed"
         if kind not in _REDUCED or not isinstance(value, kind):
             return f": {_type_name(value)} became {_type_name(decoded)}"
-    return _in_equal_types(value, decoded, kind)
-
-
-def _in_equal_types(value: Any, decoded: Any, kind: type[Any]) -> str | None:
+    elif kind in _ATOMS:
+        return None if value == decoded else f": the {kind.__name__} changed"
+    # Models first: asking their metaclass for what they lack takes a microsecond, isinstance half of one.
+    if hasattr(kind, "__pydantic_root_model__"):
+        return _in_model(value, decoded, kind)
+    if hasattr(kind, "__dataclass_fields__"):
+        return _in_dataclass(value, decoded, kind)
     if isinstance(decoded, (datetime, time)):
-        return None if _same_time(value, decoded) else ": the time changed"
-    if isinstance(decoded, BaseModel):
-        return _in_model(value, decoded)
-    if dataclasses.is_dataclass(kind):
-        return _in_parts((f".{f.name}", getattr(value, f.name), getattr(decoded, f.name)) for f in _fields(kind))
-    if isinstance(decoded, (list, tuple)):
-        return _in_sequence(value, cast("list[Any]", decoded))
-    if isinstance(decoded, dict):
-        return _in_dict(value, decoded)  # pyright: ignore[reportUnknownArgumentType]
-    if isinstance(decoded, (set, frozenset)):
-        return _in_set(value, cast("set[Any]", decoded))
+        return None if _same_time(cast("Any", value), decoded) else ": the time changed"
+    if isinstance(decoded, (list, tuple, dict, set, frozenset)):
+        return None if _identical(value, decoded) else _in_container(value, decoded)
     return _in_object(value, decoded)
 
 
-def _fields(kind: type[Any]) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(kind)
+def _in_container(value: Any, decoded: Any) -> str | None:
+    if isinstance(decoded, dict):
+        return _in_dict(value, cast("Any", decoded))
+    if isinstance(decoded, (set, frozenset)):
+        return _in_set(value, cast("Any", decoded))
+    return _in_sequence(value, decoded)
 
 
 def _in_parts(parts: Iterable[tuple[str, Any, Any]]) -> str | None:
@@ -116,16 +121,24 @@ def _in_set(value: set[Any], decoded: set[Any]) -> str | None:
     return None
 
 
-def _in_model(value: BaseModel, decoded: BaseModel) -> str | None:
-    names = type(decoded).model_fields
-    if _identical(value.__dict__, decoded.__dict__):
-        found = None
+def _in_dataclass(value: Any, decoded: Any, kind: type[Any]) -> str | None:
+    ours, theirs = getattr(value, "__dict__", None), getattr(decoded, "__dict__", None)
+    if theirs and _identical(ours, theirs):  # it may have slots as well, or a cached property
+        names = [name for name in kind.__dataclass_fields__ if name not in theirs]
     else:
-        found = _in_parts((f".{name}", value.__dict__.get(name), decoded.__dict__.get(name)) for name in names)
-    if found is None:
-        found = difference(value.__pydantic_extra__, decoded.__pydantic_extra__)
+        names = list(kind.__dataclass_fields__)
+    return _in_parts((f".{name}", getattr(value, name), getattr(decoded, name)) for name in names)
+
+
+def _in_model(value: Any, decoded: Any, kind: type[Any]) -> str | None:
+    ours, theirs = value.__dict__, decoded.__dict__
+    if not _identical(ours, theirs):
+        found = _in_parts((f".{name}", ours.get(name), theirs.get(name)) for name in kind.__pydantic_fields__)
+        if found is not None:
+            return found
+    found = difference(value.__pydantic_extra__, decoded.__pydantic_extra__)
     if found is None and value.__pydantic_private__ != decoded.__pydantic_private__:
-        found = ": a private attribute is lost"
+        return ": a private attribute is lost"
     return found
 
 
@@ -215,7 +228,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         for name, item in value.__dict__.items():
             yield f".{name}", item
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in _fields(type(value)):
+        for field in dataclasses.fields(value):
             yield f".{field.name}", getattr(value, field.name, None)
 
 
