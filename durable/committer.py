@@ -84,17 +84,18 @@ async def resending(send: Callable[[], Awaitable[T]], give_up: Callable[[], bool
 class Pending:
     """What is gathered for one run, and who waits for its commit."""
 
-    __slots__ = ("_settled", "_waiters", "done", "write")
+    __slots__ = ("_loop", "_settled", "_waiters", "done", "write")
 
-    def __init__(self, ref: RunRef, settled: Settled) -> None:
+    def __init__(self, ref: RunRef, settled: Settled, loop: asyncio.AbstractEventLoop) -> None:
         self.write = RunWrite(ref)
         self.done = False
         self._settled = settled
+        self._loop = loop
         self._waiters: list[asyncio.Future[None]] = []
 
     async def wait(self) -> None:
         """Return when it is committed. One future a waiter: cancelling one waiter leaves the others alone."""
-        waiter = asyncio.get_running_loop().create_future()
+        waiter = self._loop.create_future()
         self._waiters.append(waiter)
         await waiter
 
@@ -127,6 +128,7 @@ class Committer:
         self._store = store
         self._worker = worker
         self._closed = closed
+        self._loop = asyncio.get_running_loop()
         self._open: dict[str, Pending] = {}  # gathered and not sent, by run
         self._group = GroupCommit[Pending](self._flush)
 
@@ -140,7 +142,7 @@ class Committer:
         """Gather a record, a change, or both. The next flush carries them, after all that came before."""
         pending = self._open.get(ref.id)
         if pending is None:
-            pending = self._open[ref.id] = Pending(ref, settled)
+            pending = self._open[ref.id] = Pending(ref, settled, self._loop)
             self._group.add(pending)
         if record is not None:
             pending.write.records.append(record)
@@ -221,7 +223,7 @@ class Creator:
                 again with the same key or run id is safe.
             PayloadError: The database refuses the data.
         """
-        answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Created] = asyncio.get_running_loop().create_future()
         self._group.add((run, answer))
         return await answer
 

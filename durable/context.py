@@ -27,10 +27,9 @@ Ts = TypeVarTuple("Ts")
 class Context:
     """One execution of one run, as its workflow function sees it. Made by the engine."""
 
-    def __init__(
-        self, execution: Execution, services: Mapping[str, Any], step_timeout: float | None
-    ) -> None:
+    def __init__(self, execution: Execution, services: Mapping[str, Any], step_timeout: float | None) -> None:
         self._execution = execution
+        self._loop = asyncio.get_running_loop()
         self._services = services
         self._step_timeout = step_timeout
         self._log: logging.LoggerAdapter[logging.Logger] | None = None
@@ -122,7 +121,7 @@ class Context:
         if execution.stopped:
             raise asyncio.CancelledError("the run does not go on here")
         try:
-            return execution.core.call(check_name(name, "operation name"), kind, asyncio.current_task())
+            return execution.core.call(check_name(name, "operation name"), kind, asyncio.current_task(self._loop))
         except NondeterminismError as error:
             execution.refuse(error)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 import signal
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar
 
 from durable.codec import MISSING, canonical_hash, codec_for
 from durable.committer import Creator
@@ -103,7 +103,7 @@ class Engine:
         if self._connected:
             raise InvalidArgument("workflows are registered before the engine starts")
         for workflow in workflows:
-            if not isinstance(workflow, Workflow):
+            if not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise InvalidArgument(f"{workflow!r} is not a workflow: decorate it with @workflow")
             if self._workflows.setdefault(workflow.route, workflow) is not workflow:
                 raise InvalidArgument(f"workflow {workflow.name!r} version {workflow.version!r} is registered twice")
@@ -133,7 +133,7 @@ class Engine:
             await worker.stop()
         await self._disconnect()
 
-    async def __aenter__(self) -> Engine:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
@@ -143,7 +143,7 @@ class Engine:
         await self.stop()
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator[Engine]:
+    async def client(self) -> AsyncGenerator[Self]:
         """Connected without a worker: a web process triggers, reads and waits, and executes nothing."""
         await self._connect()
         try:
@@ -215,9 +215,7 @@ class Engine:
         await self._store.close()
 
     async def _started_worker(self) -> Worker:
-        worker = Worker(
-            self._store, self._workflows, self._services, self._options, self._step_timeout, self._on_ended
-        )
+        worker = Worker(self._store, self._workflows, self._services, self._options, self._step_timeout, self._on_ended)
         await worker.start()
         return worker
 
@@ -230,7 +228,7 @@ class Engine:
     async def trigger(
         self,
         workflow: Workflow[In, Out] | str,
-        input: In = cast(Any, MISSING),
+        input: In = MISSING,  # noqa: A002  (the field's word, and the docs')
         *,
         run_id: str | None = None,
         key: str | None = None,
@@ -290,7 +288,7 @@ class Engine:
         found = self._find(workflow, version)
         new = [
             self._new_run(found, workflow, value, version, None, key, None, None, tags)
-            for value, key in zip(inputs, keys or [None] * len(inputs), strict=True)
+            for value, key in zip(inputs, keys if keys is not None else (None,) * len(inputs), strict=True)
         ]
         created = await asyncio.gather(*(self._creator.create(run) for run in new))
         self._announce()
@@ -359,7 +357,7 @@ class Engine:
         now = self._store.clock.now()
         return NewRun(
             id=new_id(now) if run_id is None else check_run_id(run_id),
-            workflow=found.name if found is not None else cast(str, workflow),
+            workflow=workflow.name if isinstance(workflow, Workflow) else workflow,
             version=found.version if found is not None else check_name(version or "1", "workflow version"),
             input=text,
             input_hash=canonical_hash(text),
@@ -427,7 +425,7 @@ class Engine:
             InvalidArgument: An argument is out of its range.
         """
         self._check_connected()
-        if not isinstance(limit, int) or not 1 <= limit <= _LIST_MOST:
+        if not 1 <= limit <= _LIST_MOST:
             raise InvalidArgument(f"limit must be a whole number from 1 to {_LIST_MOST}, not {limit!r}")
         for name, when in (("created_after", created_after), ("created_before", created_before)):
             if when is not None and when.tzinfo is None:

@@ -13,10 +13,10 @@ from durable.durations import seconds
 from durable.errors import RunCancelled, RunCompensated, RunDeadLettered, RunFailed
 from durable.model import Failure, Run, State
 
-Out = TypeVar("Out", covariant=True)
+Out_co = TypeVar("Out_co", covariant=True)
 
 
-class RunHandle(Generic[Out]):
+class RunHandle(Generic[Out_co]):
     """A run: its id, its state, its result.
 
     Attributes:
@@ -46,7 +46,7 @@ class RunHandle(Generic[Out]):
         """
         return await self._status(self.run_id)
 
-    async def result(self, timeout: float | timedelta | None = None) -> Out:
+    async def result(self, timeout: float | timedelta | None = None) -> Out_co:
         """Wait for the run's end and return its result, as the workflow's declared type.
 
         Args:
@@ -61,7 +61,7 @@ class RunHandle(Generic[Out]):
         async with asyncio.timeout(None if timeout is None else seconds(timeout, "timeout")):
             run = await self._wait(self.run_id)
         if run.state is State.COMPLETED:
-            value: Out = self._codec.decode(run.result, f"the result of run {run.id}")
+            value: Out_co = self._codec.decode(run.result, f"the result of run {run.id}")
             return value
         if run.state is State.CANCELLED:
             raise RunCancelled(run.id)

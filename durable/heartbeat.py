@@ -6,6 +6,7 @@ It also notices a blocked loop and reports where it stands. It knows nothing of 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 import threading
@@ -53,17 +54,24 @@ class Heartbeat:
         self._loop_seen = time.monotonic()
         self._reported = False
         self._stop = threading.Event()
+        self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"durable-heartbeat-{worker[-6:]}", daemon=True)
         self._thread.start()
 
     async def stop(self) -> None:
         """End the thread; one that hangs in a renewal is left behind after a fifth of a second."""
         self._stop.set()
-        until = time.monotonic() + 0.2
-        while self._thread.is_alive() and time.monotonic() < until:
-            await asyncio.sleep(0.005)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await self._ended.wait()
 
     def _run(self) -> None:
+        try:
+            self._renew_until_stopped()
+        finally:
+            self._on_loop(self._ended.set)
+
+    def _renew_until_stopped(self) -> None:
         every = self._lease / 3
         next_beat = time.monotonic() + every
         while not self._stop.wait(min(0.25, max(0.0, next_beat - time.monotonic()))):
@@ -91,7 +99,7 @@ class Heartbeat:
             self._reported = False
         elif not self._reported:
             self._reported = True
-            frame = sys._current_frames().get(self._loop_thread)
+            frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001  (documented)
             stack = "".join(traceback.format_stack(frame)) if frame is not None else "unknown\n"
             _log.warning("the event loop has been blocked for %.1f s; it stands at:\n%s", blocked, stack)
         self._on_loop(self._saw_loop)

@@ -13,7 +13,7 @@ _last = (0, 0)  # milliseconds, the 12 bits after them
 
 def new_id(now: datetime) -> str:
     """A new id for the time ``now``; ids made by one process rise within a millisecond (method 1 of the RFC)."""
-    global _last
+    global _last  # noqa: PLW0603  (the RFC's monotonicity is a property of the process)
     milliseconds = int(now.timestamp() * 1000)
     last, counter = _last
     if milliseconds > last:

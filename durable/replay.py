@@ -21,10 +21,10 @@ recorded result left, and what the last delivery woke has come to rest: it may b
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from datetime import datetime
 from heapq import heappop, heappush
-from typing import Protocol
+from typing import Any, Protocol
 
 from durable.errors import AmbiguousName, NondeterminismError
 from durable.model import Kind, Record
@@ -44,6 +44,16 @@ class Scope(Protocol):
     def done(self) -> bool: ...
 
 
+class Turn(Protocol):
+    """What the shell has an operation wait on: an asyncio future."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, result: None, /) -> None: ...
+
+    def __await__(self) -> Generator[Any, None, None]: ...
+
+
 class _Nobody:
     def done(self) -> bool:
         return True
@@ -55,16 +65,16 @@ _NOBODY, _SEVERAL = _Nobody(), _Nobody()
 class Operation:
     """One ``ctx`` operation of one run: its key, and the record of its result when there is one."""
 
-    __slots__ = ("_direct", "future", "key", "kind", "recorded", "scheduled", "scope")
+    __slots__ = ("future", "key", "kind", "recorded", "scheduled", "scope", "stood_alone")
 
     def __init__(self, key: str, kind: Kind, recorded: Record | None, scheduled: Record | None) -> None:
         self.key = key
         self.kind = kind
         self.recorded = recorded
         self.scheduled = scheduled  # a sleep's own record: it was called on an earlier pass
-        self.scope: Scope | None = None  # the task in which it is awaited
-        self.future: object = None  # the shell's: what the operation's coroutine waits on
-        self._direct = False
+        self.scope: Any = None  # the task in which it is awaited
+        self.future: Turn | None = None  # what its coroutine waits on until it is its turn
+        self.stood_alone = False  # when it was begun
 
 
 class Replay:
@@ -130,6 +140,8 @@ class Replay:
     def attempts(self, key: str) -> list[Record]:
         """The failed attempts recorded for ``key``, in order."""
         found: list[Record] = []
+        if not self._records:
+            return found
         while (record := self._records.get(f"{key}/attempt/{len(found) + 1}")) is not None:
             found.append(record)
         return found
@@ -151,9 +163,9 @@ class Replay:
             self.begun += 1
         self.open[op.key] = op
         op.scope = scope
-        op._direct = len(self.open) == 1 and (self._woken is scope or self._woken is _NOBODY)
+        op.stood_alone = len(self.open) == 1 and (self._woken is scope or self._woken is _NOBODY)
         if op.recorded is not None:
-            if op._direct and self.begun == op.recorded.begun:
+            if op.stood_alone and self.begun == op.recorded.begun:
                 return True
             heappush(self._due, (op.recorded.seq, op.key))
             return False
@@ -185,7 +197,7 @@ class Replay:
     def direct(self, op: Operation) -> bool:
         """The result of ``op`` needs no turn: it stands alone, in the task that the last delivery woke, so that
         nothing else can be under way between the two."""
-        return op._direct and len(self.open) == 1
+        return op.stood_alone and len(self.open) == 1
 
     def offer(self, op: Operation) -> None:
         """The operation's live result is there and waits for its turn."""

@@ -20,13 +20,12 @@ def timeline(run: Run, records: Sequence[Record]) -> list[TimelineEntry]:
         entries.append(TimelineEntry(0, run.started_at, "running", run.workflow))
     for record in records:
         entries.extend(_entries(record))
+    last_seq = records[-1].seq if records else 0
     if run.state in TERMINAL and run.ended_at is not None:
-        last = records[-1].seq if records else 0
-        entries.append(TimelineEntry(last, run.ended_at, run.state, run.workflow, data=run.error))
+        entries.append(TimelineEntry(last_seq, run.ended_at, run.state, run.workflow, data=run.error))
     elif run.reason is not None:
-        last = records[-1] if records else None
-        at = last.at if last is not None else run.created_at
-        entries.append(TimelineEntry(last.seq if last else 0, at, run.state, run.workflow, data=run.reason))
+        at = records[-1].at if records else run.created_at
+        entries.append(TimelineEntry(last_seq, at, run.state, run.workflow, data=run.reason))
     return entries
 
 
@@ -44,14 +43,9 @@ def _entries(record: Record) -> Iterator[TimelineEntry]:
         undo = "/undo" in record.key
         started = at - timedelta(seconds=record.duration)
         yield TimelineEntry(seq, started, "undo started" if undo else "started", name, record.attempt, worker)
-        yield TimelineEntry(
-            seq, at, _end(record, undo), name, record.attempt, worker, record.duration, record.data
-        )
+        yield TimelineEntry(seq, at, _end(record, undo), name, record.attempt, worker, record.duration, record.data)
 
 
 def _end(record: Record, undo: bool) -> str:
-    if record.kind is Kind.ATTEMPT:
-        end = "retrying"
-    else:
-        end = "failed" if record.failed else "completed"
+    end = "retrying" if record.kind is Kind.ATTEMPT else "failed" if record.failed else "completed"
     return f"undo {end}" if undo else end

@@ -407,6 +407,3 @@ async def _body(execution: Execution, workflow: Workflow[Any, Any], ctx: Context
     except PayloadError as error:
         execution.refuse(error)
     return await workflow.fn(ctx, value)
-
-
-

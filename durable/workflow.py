@@ -88,4 +88,4 @@ def workflow(fn: Any = None, /, *, name: str | None = None, version: str = "1") 
         InvalidArgument: The function is not async, or takes something else.
     """
     decorator = _Decorator(name, version)
-    return decorator if fn is None else cast(Any, decorator)(fn)
+    return decorator if fn is None else cast("Any", decorator)(fn)

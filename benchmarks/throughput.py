@@ -1,0 +1,215 @@
+"""How many steps and runs one worker process carries, on a Postgres of its own with durable settings.
+
+    python benchmarks/throughput.py [--seconds 8] [--in-flight 500] [--store postgres|sqlite|memory] [--only NAME]
+
+Scenarios: runs of ten steps, and runs of one step, drained (all triggered before the worker starts) and triggered
+while they drain. It prints steps/s and runs/s, the CPU of the client and of the server per step, and how many
+records a flush carried. Figures of one run on one machine are for orientation; compare two versions in one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from durable import Context, Engine, Workflow, WorkerOptions, workflow
+from durable.model import Outcome, RunWrite
+from durable.store import Store
+from durable.stores import store_for
+from durable.testing.postgres import own_postgres
+
+
+async def add(total: int, n: int) -> int:
+    return total + n
+
+
+@workflow
+async def ten_steps(ctx: Context, start: int) -> int:
+    total = start
+    for n in range(10):
+        total = await ctx.step(f"add-{n}", add, total, n)
+    return total
+
+
+@workflow
+async def one_step(ctx: Context, start: int) -> int:
+    return await ctx.step("add", add, start, 1)
+
+
+@dataclass
+class Flushes:
+    """Counts what the committer sends."""
+
+    flushes: int = 0
+    records: int = 0
+
+    def watch(self, store: Store) -> None:
+        commit = store.commit
+
+        async def counted(worker: str, writes: Sequence[RunWrite]) -> list[Outcome]:
+            self.flushes += 1
+            self.records += sum(len(write.records) for write in writes)
+            return await commit(worker, writes)
+
+        store.commit = counted  # type: ignore[method-assign]
+
+
+@dataclass
+class Figures:
+    name: str
+    runs: int
+    steps: int
+    seconds: float
+    client_cpu: float
+    server_cpu: float
+    batch: float
+
+    def row(self) -> str:
+        micro = 1e6 / self.steps
+        return (
+            f"{self.name:34} {self.steps / self.seconds:>10,.0f} {self.runs / self.seconds:>9,.0f}"
+            f" {self.client_cpu * micro:>9.1f} {self.server_cpu * micro:>9.1f} {self.batch:>7.0f} {self.seconds:>6.1f}"
+        )
+
+
+HEAD = f"{'scenario':34} {'steps/s':>10} {'runs/s':>9} {'client µs':>9} {'server µs':>9} {'batch':>7} {'s':>6}"
+
+
+def processes_cpu(pids: Sequence[int]) -> float:
+    """User and system seconds of the processes that still live, their ended children included."""
+    ticks = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+            ticks += sum(int(field) for field in fields[11:15])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def server_pids(postmaster: int | None) -> list[int]:
+    if postmaster is None:
+        return []
+    children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+    return [postmaster, *map(int, children)]
+
+
+class Bench:
+    def __init__(self, url: str, in_flight: int, postmaster: int | None) -> None:
+        self.url = url
+        self.in_flight = in_flight
+        self.postmaster = postmaster
+
+    def engine(self) -> tuple[Engine, Flushes]:
+        store, flushes = store_for(self.url, "durable"), Flushes()
+        flushes.watch(store)
+        options = WorkerOptions(concurrency=self.in_flight)
+        return Engine(store, workflows=[ten_steps, one_step], worker=options), flushes
+
+    async def drained(self, work: Workflow[int, int], runs: int, steps: int) -> Figures:
+        """All runs exist before the worker starts."""
+        engine, flushes = self.engine()
+        async with engine.client():
+            for first in range(0, runs, 5000):
+                handles = await engine.trigger_many(work, list(range(first, min(first + 5000, runs))))
+        async with self.measured(f"{work.name}, {self.in_flight} in flight, drained", runs, steps, flushes) as measure:
+            async with engine:
+                await self.until_ended(engine, runs, handles[-1])
+            measure()
+        return self.figures
+
+    async def together(self, work: Workflow[int, int], runs: int, steps: int) -> Figures:
+        """The worker runs while the runs are triggered."""
+        engine, flushes = self.engine()
+        async with engine:
+            name = f"{work.name}, {self.in_flight} in flight, with triggers"
+            async with self.measured(name, runs, steps, flushes) as measure:
+                for first in range(0, runs, 500):
+                    handles = await engine.trigger_many(work, list(range(first, min(first + 500, runs))))
+                await self.until_ended(engine, runs, handles[-1])
+                measure()
+        return self.figures
+
+    async def until_ended(self, engine: Engine, runs: int, last: Any) -> None:
+        await last.result()
+        while (await engine.list_runs(state="pending", limit=1)).items:
+            await asyncio.sleep(0.02)
+        while (await engine.list_runs(state="running", limit=1)).items:
+            await asyncio.sleep(0.005)
+
+    @contextlib.asynccontextmanager
+    async def measured(self, name: str, runs: int, steps: int, flushes: Flushes) -> Any:
+        pids = server_pids(self.postmaster)
+        before, client, started = processes_cpu(pids), time.process_time(), time.monotonic()
+        flushes.flushes = flushes.records = 0
+
+        def measure() -> None:
+            seconds = time.monotonic() - started
+            now = server_pids(self.postmaster)
+            self.figures = Figures(
+                name,
+                runs,
+                runs * steps,
+                seconds,
+                time.process_time() - client,
+                processes_cpu(now) - before,
+                flushes.records / max(1, flushes.flushes),
+            )
+
+        yield measure
+
+
+@contextlib.contextmanager
+def store_url(kind: str) -> Iterator[tuple[str, int | None]]:
+    if kind == "postgres":
+        with own_postgres() as server:
+            yield server.database("bench"), server.pid
+    elif kind == "sqlite":
+        with tempfile.TemporaryDirectory() as folder:
+            yield f"sqlite:///{folder}/bench.db", None
+    else:
+        yield "memory://", None
+
+
+async def scenarios(url: str, postmaster: int | None, args: argparse.Namespace) -> None:
+    bench = Bench(url, args.in_flight, postmaster)
+    print(HEAD, flush=True)
+    await bench.drained(ten_steps, 500, 10)  # warms up: plans, caches
+    for name, scenario in (
+        ("ten", lambda: bench.drained(ten_steps, args.runs, 10)),
+        ("one", lambda: bench.drained(one_step, args.runs * 2, 1)),
+        ("together", lambda: bench.together(one_step, args.runs * 2, 1)),
+    ):
+        if args.only in (None, name):
+            for _ in range(args.repeat):
+                print((await scenario()).row(), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=10_000, help="runs of ten steps; twice as many of one (10000)")
+    parser.add_argument("--in-flight", type=int, default=500, help="concurrency of the worker (500)")
+    parser.add_argument("--repeat", type=int, default=3, help="measurements of each scenario (3)")
+    parser.add_argument("--store", choices=("postgres", "sqlite", "memory"), default="postgres")
+    parser.add_argument("--only", choices=("ten", "one", "together"))
+    parser.add_argument("--uvloop", action="store_true", help="run the client on uvloop")
+    args = parser.parse_args()
+    with store_url(args.store) as (url, postmaster):
+        print(f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, {args.store}")
+        if args.uvloop:
+            import uvloop
+
+            uvloop.run(scenarios(url, postmaster, args))
+        else:
+            asyncio.run(scenarios(url, postmaster, args))
+
+
+if __name__ == "__main__":
+    main()
