@@ -109,8 +109,9 @@ class Worker:
 
     async def take(self) -> ClaimedRun:
         """Claim, and have exactly one run."""
-        (run,) = (await self.claim()).runs
-        return run
+        runs = (await self.claim()).runs
+        assert len(runs) == 1
+        return runs[0]
 
     async def commit(self, *writes: RunWrite) -> list[Outcome]:
         """One commit. What is busy is sent again, as the committer does it."""

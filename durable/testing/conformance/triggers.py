@@ -168,6 +168,7 @@ class TriggerConformance:
                 assert ready_at is not None
                 assert one.run.started_at is not None
                 assert one.run.started_at >= ready_at
+                assert store.clock.now() >= ready_at
                 taken.append(one.run.id)
             if answer.next_ready_at is not None:
                 await until(store, answer.next_ready_at)
