@@ -39,7 +39,8 @@ setup: $(STAMP)  ## Make the environment in .venv (the other targets do it by th
 
 .PHONY: demo
 demo: $(STAMP)  ## 500 orders, two workers, one killed; DATABASE_URL=postgresql://… for Postgres instead of a file
-	@DATABASE_URL="$(DATABASE_URL)" $(BIN)/python examples/orders/demo.py
+	@# Only when it was named here: a variable that stands in the environment may name a production database.
+	@DATABASE_URL='$(if $(filter command,$(origin DATABASE_URL)),$(DATABASE_URL))' $(BIN)/python -m examples.orders.demo
 
 .PHONY: test
 test: $(STAMP)  ## All tests, on memory, SQLite and a Postgres that is found or started
