@@ -99,8 +99,8 @@ class Board:
 
     def _render(self) -> RenderableType:
         figures = self._figures
-        title = f"[bold]{figures.orders} orders[/] on {escape(figures.where)}"
-        body = Group(_orders(figures), "", _workers(figures), _service(figures), "", _events(figures))
+        title = f"[bold]durable: {figures.orders} orders[/] on {escape(figures.where)}"
+        body = Group(_orders(figures), _workers(figures), _service(figures), "", _events(figures))
         return Panel(
             body, title=title, subtitle=f"{figures.elapsed:.1f} s", box=box.ROUNDED, padding=(1, 2), width=self._width
         )
@@ -135,7 +135,7 @@ def _count(figures: Figures, state: str) -> str:
 
 
 def _bar(done: int, total: int, style: str) -> ProgressBar:
-    return ProgressBar(total=max(total, 1), completed=done, width=30, complete_style=style, finished_style=style)
+    return ProgressBar(total=max(total, 1), completed=done, width=22, complete_style=style, finished_style=style)
 
 
 def _workers(figures: Figures) -> RenderableType:
@@ -153,17 +153,9 @@ def _workers(figures: Figures) -> RenderableType:
 
 def _service(figures: Figures) -> RenderableType:
     """How badly the service behaves."""
-    counts = figures.service
-    troubles = ", ".join(f"{counts.get(name, 0)} {label}" for name, label in _TROUBLES.items())
-    return Text(f"service     {figures.service_pid}  {troubles}", style="dim")
-
-
-_TROUBLES = {
-    "slow": "slow",
-    "error": "errors",
-    "dropped before": "connections lost before the effect",
-    "dropped after": "after",
-}
+    counts = Counter(figures.service)
+    dropped = f"dropped before/after the effect {counts['dropped before']}/{counts['dropped after']}"
+    return Text(f"service     {figures.service_pid}  {counts['slow']} slow, {counts['error']} errors, {dropped}")
 
 
 def _events(figures: Figures) -> RenderableType:

@@ -57,10 +57,9 @@ class Child:
         return signal.Signals(-code).name if code < 0 else f"exit {code}"
 
     @property
-    def by_signal(self) -> bool:
-        """It was ended by a signal: from outside, not by a mistake of its own."""
-        code = self._process.poll()
-        return code is not None and code < 0
+    def failed(self) -> bool:
+        """It has ended by a mistake of its own, not by a signal and not because it was told to."""
+        return (self._process.poll() or 0) > 0
 
     def first_line(self) -> str:
         """What it says on standard output first; waits for it. Empty when it ended without a word."""
@@ -98,7 +97,7 @@ class ChildEnded(Exception):
     """A process that should be there is not."""
 
     def __init__(self, child: Child) -> None:
-        super().__init__(f"{child.name} ended by itself ({child.end}): {child.last_words() or 'without a word'}")
+        super().__init__(f"{child.name} has ended ({child.end}): {child.last_words() or 'without a word'}")
 
 
 class Crew:
@@ -152,11 +151,13 @@ class Crew:
         return worker
 
     def check(self) -> None:
-        """Everybody is there, but those who were killed by a signal.
+        """The service is there; workers may have been ended from outside.
 
         Raises:
-            ChildEnded: Somebody ended by itself.
+            ChildEnded: The service is not there, or a worker has failed.
         """
-        for child in (self.service, *self.workers):
-            if child is not None and not child.alive and (child is self.service or not child.by_signal):
-                raise ChildEnded(child)
+        if self.service is not None and not self.service.alive:
+            raise ChildEnded(self.service)
+        for worker in self.workers:
+            if worker.failed:
+                raise ChildEnded(worker)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import secrets
 import shutil
@@ -102,6 +103,7 @@ def main() -> int:
         parser.error("--orders must be at least 1")
     folder = Path(tempfile.mkdtemp(prefix="durable-demo-"))
     database = os.environ.get("DATABASE_URL") or f"sqlite:///{folder / 'durable.db'}"
+    logging.basicConfig(filename=folder / "demo.log", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     setting = Setting(args.orders, args.seed, args.keep, folder, database, f"durable_demo_{secrets.token_hex(4)}")
     code = 1
     try:

@@ -6,18 +6,20 @@ SIGKILL, and the child reads its end.
 
 from __future__ import annotations
 
-import sys
+import os
 import threading
 from collections.abc import Callable
 
 
 def on_parent_exit(end: Callable[[], None]) -> None:
     """Call ``end``, in a thread, when standard input ends. A terminal is left alone: Ctrl-C works there."""
-    if sys.stdin.isatty():
+    if os.isatty(0):
         return
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        # Not sys.stdin: a thread that holds its lock at the interpreter's end makes that end an abort.
+        while os.read(0, 4096):
+            pass
         end()
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()

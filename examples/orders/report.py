@@ -83,7 +83,7 @@ def _money(books: Books) -> Table:
 
 
 def _requests(books: Books) -> Iterator[Row]:
-    yield "requests", str(books.requests), f"{books.failures} failed, {books.lost_answers} took effect, answer lost"
+    yield "requests", str(books.requests), f"{books.failures} failed, {books.lost_answers} answers lost"
     yield "repetitions recognised", str(books.duplicates), "known idempotency key: nothing done"
 
 

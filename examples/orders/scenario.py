@@ -23,6 +23,7 @@ from durable import (
     RunHandle,
     RunSummary,
     State,
+    StoreUnavailable,
 )
 from examples.orders.accounting import COMPENSATED, COMPLETED
 from examples.orders.board import Board, Figures, WorkerLine
@@ -76,6 +77,7 @@ class Scenario:
         self._tasks = set[asyncio.Task[None]]()
         self._ids: dict[str, Child] = {}  # worker id → its process
         self._killed: _Killed | None = None
+        self._database_answers = True
 
     async def play(self, patience: float) -> Ending:
         """From the first order to the last run's end, at most ``patience`` seconds."""
@@ -85,9 +87,9 @@ class Scenario:
                 self._spawn(self._feed())
                 self._spawn(self._ask_service())
                 while len(self._ends) < len(self._orders):
-                    await self._look()
+                    await self._look_if_possible()
                     await asyncio.sleep(_LOOK_EVERY)
-                await self._look()
+                await self._look_if_possible()
         except TimeoutError:
             self._board.event(f"giving up after {patience:g} s")
             await self._name_the_missing()
@@ -104,7 +106,7 @@ class Scenario:
         for index, order in enumerate(self._orders):
             await asyncio.sleep(started + index / PACE - time.monotonic())
             handle = await self._deliver(order)
-            if not handle.created:
+            if not handle.created and index == 0:
                 raise Unusable("the database has these orders already, from an earlier demo: give it another one")
             self._runs[order.id] = handle.run_id
             self._figures.delivered += 1
@@ -116,7 +118,12 @@ class Scenario:
                     self._ends[order.id] = "two runs, though it has one key"
 
     async def _deliver(self, order: Order) -> RunHandle[Receipt]:
-        return await self._engine.trigger(process_order, order, key=order.id, tags={"country": order.country})
+        """Trigger the order's run; whether a lost answer meant success does not matter, the key makes it one run."""
+        while True:
+            try:
+                return await self._engine.trigger(process_order, order, key=order.id, tags={"country": order.country})
+            except StoreUnavailable:
+                await asyncio.sleep(_LOOK_EVERY)
 
     async def _until_end(self, order: Order, handle: RunHandle[Receipt]) -> None:
         try:
@@ -142,12 +149,25 @@ class Scenario:
 
     # -- looking ----------------------------------------------------------------------------------
 
-    async def _look(self) -> None:
-        """Bring the figures up to date, and act on them."""
+    async def _look_if_possible(self) -> None:
+        """Look; while the database is away there is nothing to see, and the workers wait for it as well."""
         for task in [task for task in self._tasks if task.done()]:
             self._tasks.discard(task)
             task.result()
         self._crew.check()
+        try:
+            await self._look()
+        except StoreUnavailable:
+            if self._database_answers:
+                self._board.event("the database does not answer")
+            self._database_answers = False
+        else:
+            if not self._database_answers:
+                self._board.event("the database answers again")
+            self._database_answers = True
+
+    async def _look(self) -> None:
+        """Bring the figures up to date, and act on them."""
         held = [*await self._list(State.RUNNING), *await self._list(State.COMPENSATING)]
         sleeping = await self._list(State.SLEEPING)
         self._count(held, sleeping)
@@ -173,9 +193,10 @@ class Scenario:
         for line, child in zip(self._figures.workers, self._crew.workers, strict=True):
             line.holds = holds[pids.get(child.pid)] if child.pid in pids else 0
             line.requests = self._figures.service.get(f"worker {child.pid}", 0)
-            line.alive = child.alive
-            if not child.alive:
-                line.state = child.end
+            if line.alive and not child.alive:
+                line.alive, line.state = False, child.end
+                if self._killed is None or self._killed.name != child.name:
+                    self._board.event(f"{child.name} was ended from outside: {child.end}")
 
     def _recognise(self, held: Sequence[RunSummary]) -> None:
         """A worker id that was not seen before belongs to the worker that was started last.
@@ -200,8 +221,9 @@ class Scenario:
         self._board.event(f"{child.name} started, pid {child.pid}")
 
     def _replace(self) -> None:
-        """Nobody is left: somebody outside has killed the others as well."""
-        if not any(child.alive for child in self._crew.workers):
+        """Somebody outside has ended workers as well: before the kill there are two, after it at least one."""
+        wanted = min(2, len(self._crew.workers)) if self._killed is None else 1
+        if sum(child.alive for child in self._crew.workers) < wanted:
             self._start_worker()
 
     async def _kill_when_due(self, held: Sequence[RunSummary]) -> None:

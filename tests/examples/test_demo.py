@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ _LIMIT = 90.0  # seconds a demo may take on a machine that is busy with other te
 
 
 @contextmanager
-def _demo(folder: Path, *arguments: str, database: str = "") -> Iterator[subprocess.Popen[str]]:
+def _demo(folder: Path, *arguments: str, database: str = "") -> Generator[subprocess.Popen[str]]:
     """The demo in a process of its own. Its temporary files are in ``folder``."""
     environment = {**os.environ, "DATABASE_URL": database, "TMPDIR": str(folder), "COLUMNS": "100"}
     process = subprocess.Popen(
