@@ -28,6 +28,9 @@ class MemoryHarness:
         await self._store.open()
         return self._store
 
+    async def advance_schema(self) -> None:
+        raise NotImplementedError("memory has no schema")
+
     async def expire(self, worker: str) -> None:
         self._store.expire(worker)
 

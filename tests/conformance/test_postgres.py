@@ -65,6 +65,11 @@ class PostgresHarness:
         self._opened.append(store)
         return store
 
+    async def advance_schema(self) -> None:
+        table = sql.Identifier(self._schema, "migrations")
+        later = sql.SQL("INSERT INTO {} (version, name) SELECT max(version) + 1, 'later' FROM {}").format(table, table)
+        await self._connection.execute(later)
+
     async def expire(self, worker: str) -> None:
         workers = sql.Identifier(_SCHEMA, "workers")
         expire = sql.SQL("UPDATE {} SET expires_at = now() - interval '1 hour' WHERE id = %s").format(workers)

@@ -34,9 +34,15 @@ class SQLiteHarness:
         self._stores.append(store)
         return store
 
+    async def advance_schema(self) -> None:
+        self._execute("INSERT INTO durable_schema SELECT max(version) + 1, 'later', 0 FROM durable_schema")
+
     async def expire(self, worker: str) -> None:
+        self._execute("UPDATE durable_workers SET expires_at = 0 WHERE id = ?", worker)
+
+    def _execute(self, statement: str, *parameters: str) -> None:
         connection = sqlite3.connect(self._path, isolation_level=None)
-        connection.execute("UPDATE durable_workers SET expires_at = 0 WHERE id = ?", (worker,))
+        connection.execute(statement, parameters)
         connection.close()
 
     async def close(self) -> None:

@@ -211,6 +211,15 @@ class ClaimConformance:
         assert [entry.seq for entry in again.records] == list(range(1, 13))
         assert list(again.records) == await store.history(one.run.id)
 
+    async def test_P20_a_history_of_10000_records_comes_whole_and_in_order(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        worker, one = await claimed(store)
+        for first in range(1, 10_001, 1000):
+            await worker.apply(one, *(record(seq) for seq in range(first, first + 1000)))
+        await worker.apply(one, change=_RELEASE)
+        again = await worker.take()
+        assert [entry.seq for entry in again.records or ()] == list(range(1, 10_001))
+
     async def test_many_runs_bring_each_its_own_history(self, harness: StoreHarness) -> None:
         store = await harness.fresh()
         await create(store, *(new_run() for _ in range(20)))

@@ -56,6 +56,10 @@ class StoreHarness(Protocol):
         """One more open store on the data of the latest ``fresh`` or ``bare``, as another process would have it."""
         ...
 
+    async def advance_schema(self) -> None:
+        """Make the schema of the latest ``fresh`` or ``bare`` one version newer than this code, as a deploy does."""
+        ...
+
     async def expire(self, worker: str) -> None:
         """Move the end of the worker's lease into the past, on the store's clock."""
         ...

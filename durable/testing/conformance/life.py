@@ -7,6 +7,9 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
+import pytest
+
+from durable.errors import SchemaTooNew
 from durable.store import Hint
 from durable.testing.conformance.harness import StoreHarness, Worker, claimed, create, read, until
 
@@ -29,6 +32,17 @@ class LifeConformance:
         for one in stores:
             assert await one.schema_version() == one.latest_version
             await create(one)
+
+    async def test_P42_a_schema_that_is_newer_than_the_code_is_refused(self, harness: StoreHarness) -> None:
+        store = await harness.bare()
+        await store.migrate()
+        if not harness.has_schema:
+            assert await store.schema_version() == store.latest_version
+            return
+        await harness.advance_schema()
+        assert await store.schema_version() == store.latest_version + 1
+        with pytest.raises(SchemaTooNew, match=str(store.latest_version + 1)):
+            await store.migrate()
 
     async def test_opening_is_counted(self, harness: StoreHarness) -> None:
         store = await harness.fresh()

@@ -8,8 +8,9 @@ import asyncio
 from dataclasses import replace
 from datetime import timedelta
 
+from durable import states
 from durable.model import Created, State
-from durable.testing.conformance.harness import ROUTE, StoreHarness, Worker, create, new_run, read, until
+from durable.testing.conformance.harness import ROUTE, StoreHarness, Worker, claimed, create, new_run, read, until
 
 
 class TriggerConformance:
@@ -111,6 +112,13 @@ class TriggerConformance:
         assert await store.find_key("order", "K") is None
         assert await store.find_key("other", "k") is None
 
+    async def test_a_key_still_names_its_run_when_that_has_ended(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        worker, one = await claimed(store, key="k")
+        await worker.apply(one, change=states.complete(State.RUNNING, "1"))
+        assert await store.create_runs([new_run(key="k")]) == [Created(one.run.id, False)]
+        assert (await worker.claim()).runs == []
+
     async def test_a_key_outlives_a_deploy_of_another_version(self, harness: StoreHarness) -> None:
         store = await harness.fresh()
         (run_id,) = await create(store, new_run(key="k"))
@@ -152,8 +160,8 @@ class TriggerConformance:
         run = await read(store, delayed)
         assert run.ready_at == run.created_at + timedelta(seconds=90)
         assert run.state is State.PENDING
-        claimed = await (await Worker.start(store)).claim()
-        assert (list(claimed.runs), claimed.next_ready_at) == ([], run.ready_at)
+        answer = await (await Worker.start(store)).claim()
+        assert (list(answer.runs), answer.next_ready_at) == ([], run.ready_at)
 
     async def test_P26_a_delayed_run_is_never_claimed_early(self, harness: StoreHarness) -> None:
         store = await harness.fresh()

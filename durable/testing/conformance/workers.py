@@ -11,7 +11,18 @@ from uuid import uuid4
 from durable import failures, states
 from durable.model import Kind, State
 from durable.store import Store
-from durable.testing.conformance.harness import NEVER, StoreHarness, Worker, claimed, create, new_run, read, record
+from durable.testing.clock import VirtualClock
+from durable.testing.conformance.harness import (
+    NEVER,
+    StoreHarness,
+    Worker,
+    claimed,
+    create,
+    new_run,
+    read,
+    record,
+    until,
+)
 from durable.testing.conformance.writes import ERROR
 
 _R, _C = State.RUNNING, State.COMPENSATING
@@ -65,6 +76,17 @@ class WorkerConformance:
         assert (await asyncio.to_thread(store.renew, worker.id, 60.0)).next_expiry is not None
         assert await store.reap() == 0
         await worker.apply(one, record(1), change=states.complete(_R, "1"))
+
+    async def test_a_lease_that_nobody_renews_ends_by_itself(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        (run_id,) = await create(store)
+        worker = await Worker.start(store, lease=0.2)
+        await worker.take()
+        await until(store, store.clock.now() + timedelta(seconds=0.25))
+        # Moving a virtual clock renews the leases of live workers first: there, nobody dies of it.
+        moved = isinstance(store.clock, VirtualClock)
+        assert await store.reap() == (0 if moved else 1)
+        assert (await read(store, run_id)).takeovers == (0 if moved else 1)
 
     # -- leaving ----------------------------------------------------------------------------------
 
