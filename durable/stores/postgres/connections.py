@@ -28,6 +28,7 @@ from psycopg.types.string import TextLoader
 
 from durable.errors import ConfigurationError, InvalidArgument, StoreUnavailable, without_password
 from durable.stores.postgres.failures import repeatable, translated
+from durable.stores.postgres.literals import Ids, IdsDumper, Parameter
 
 Row = tuple[Any, ...]
 Async = AsyncConnection[Row]
@@ -67,10 +68,10 @@ _SETUP = b"SELECT " + b", ".join(
 
 
 class Call(NamedTuple):
-    """A statement with its parameters, which are texts: an integer's size would choose another plan."""
+    """A statement with its parameters, never numbers: their size would choose another plan."""
 
     sql: bytes  # the driver's types want a text to be a literal
-    parameters: Sequence[str | None] = ()
+    parameters: Sequence[Parameter] = ()
 
 
 async def shielded(call: Awaitable[T]) -> T:
@@ -155,6 +156,7 @@ async def set_up(connection: AsyncConnection[Any]) -> None:
 def _adapt(connection: AsyncConnection[Any] | Connection[Any]) -> None:
     """Ids are strings in this library: the text of a uuid is taken as it comes."""
     connection.adapters.register_loader("uuid", TextLoader)
+    connection.adapters.register_dumper(Ids, IdsDumper)
 
 
 def hang_up(connection: AsyncConnection[Any] | Connection[Any]) -> None:

@@ -8,6 +8,7 @@ from durable.errors import StoreUnavailable
 from durable.model import Created, NewRun
 from durable.store import Route
 from durable.stores.postgres import literals, rows
+from durable.stores.postgres.literals import Parameter
 from durable.stores.postgres.sessions import Sessions
 
 
@@ -25,10 +26,10 @@ async def create(sessions: Sessions, runs: Sequence[NewRun], routes: Mapping[Rou
     return [rows.created(run, standing[run.id]) if run.id in standing else Created(run.id, True) for run in runs]
 
 
-def _keys(runs: Sequence[NewRun]) -> list[str]:
+def _keys(runs: Sequence[NewRun]) -> list[Parameter]:
     return [
         literals.scalars([run.shard for run in runs]),
-        literals.words([run.id for run in runs]),
+        literals.ids([run.id for run in runs]),
         *literals.columns(
             [run.workflow for run in runs],
             [run.key for run in runs],
@@ -38,10 +39,10 @@ def _keys(runs: Sequence[NewRun]) -> list[str]:
     ]
 
 
-def _runs(runs: Sequence[NewRun], routes: Mapping[Route, int]) -> list[str]:
+def _runs(runs: Sequence[NewRun], routes: Mapping[Route, int]) -> list[Parameter]:
     return [
         literals.scalars([run.shard for run in runs]),
-        literals.words([run.id for run in runs]),
+        literals.ids([run.id for run in runs]),
         literals.scalars([routes[Route(run.workflow, run.version)] for run in runs]),
         literals.times_or_null([run.ready_at for run in runs]),
         literals.scalars([run.delay for run in runs]),
@@ -57,9 +58,9 @@ def _runs(runs: Sequence[NewRun], routes: Mapping[Route, int]) -> list[str]:
     ]
 
 
-def _standing(runs: Sequence[NewRun]) -> list[str]:
+def _standing(runs: Sequence[NewRun]) -> list[Parameter]:
     return [
         literals.scalars([run.shard for run in runs]),
-        literals.words([run.id for run in runs]),
+        literals.ids([run.id for run in runs]),
         *literals.columns([run.workflow for run in runs], [run.key for run in runs]),
     ]

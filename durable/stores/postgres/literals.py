@@ -8,15 +8,57 @@ NULL (``json_to_recordset`` of one document: 125,000 rows/s against 179,000). It
 from __future__ import annotations
 
 import secrets
+import struct
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+
 from durable.errors import PayloadError
+
+_UUID = 2950  # its oid
 
 MAX_TEXT = 256 * 1024 * 1024
 """Characters of one parameter. The server ends at 1 GB, where it breaks instead of refusing; a batch that is refused
 here is halved by the committer."""
+
+
+class Ids(bytes):
+    """A uuid[] in the binary format: the server parses the text of a uuid in 0.8 µs, more than all else of a record."""
+
+
+Parameter = str | Ids | None
+
+_ID_HEAD = "00000010"  # the length of each element, 16 bytes, in hexadecimal
+
+
+def ids(values: Sequence[str]) -> Ids:
+    """Ids of runs, workers or batches, in their canonical form.
+
+    Raises:
+        PayloadError: One is not.
+    """
+    if not values:
+        return Ids(struct.pack("!iiI", 0, 0, _UUID))
+    try:
+        body = bytes.fromhex((_ID_HEAD + _ID_HEAD.join(values)).replace("-", ""))
+    except ValueError:
+        body = b""
+    if len(body) != 20 * len(values):
+        raise PayloadError("an id is not a UUID")
+    return Ids(struct.pack("!iiIii", 1, 0, _UUID, len(values), 1) + body)
+
+
+class IdsDumper(Dumper):
+    """Sends `Ids` as they are."""
+
+    format = Format.BINARY
+    oid = 2951  # uuid[]
+
+    def dump(self, obj: Ids) -> bytes:
+        return obj
 
 
 class Marks(NamedTuple):
@@ -63,7 +105,7 @@ def scalars(values: Sequence[int | float | bool | None]) -> str:
 
 
 def words(values: Iterable[str]) -> str:
-    """Texts that need no quoting: ids and the words of enums."""
+    """Texts that need no quoting: the words of enums."""
     return "{" + ",".join(values) + "}"
 
 

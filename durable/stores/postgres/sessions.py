@@ -24,6 +24,7 @@ from durable.stores.postgres.connections import (
     shielded,
 )
 from durable.stores.postgres.failures import repeatable, translated
+from durable.stores.postgres.literals import Parameter
 
 T = TypeVar("T")
 
@@ -60,7 +61,7 @@ class Sessions:
             },
         )
 
-    def call(self, name: str, *parameters: str | None) -> Call:
+    def call(self, name: str, *parameters: Parameter) -> Call:
         """The named statement with its parameters."""
         return Call(self._statements[name], parameters)
 
@@ -85,7 +86,7 @@ class Sessions:
         except (psycopg.Error, OSError) as error:
             raise translated(error, "schema") from None
 
-    async def read(self, name: str, *parameters: str | None) -> list[Row]:
+    async def read(self, name: str, *parameters: Parameter) -> list[Row]:
         """The rows of one named statement that only reads."""
         call = self.call(name, *parameters)
 

@@ -41,6 +41,7 @@ from durable.stores.postgres import writes as flushing
 from durable.stores.postgres.connections import Call, Server
 from durable.stores.postgres.hints import Hints
 from durable.stores.postgres.lease import LeaseConnection
+from durable.stores.postgres.literals import Parameter
 from durable.stores.postgres.reaping import STUCK_AFTER, Blockers
 from durable.stores.postgres.routing import Routes
 from durable.stores.postgres.sessions import Sessions
@@ -223,7 +224,7 @@ class PostgresStore:
         claim = self._call(
             "claim_runs",
             *(worker, SHARD, turned, str(limit), batch),
-            *(literals.words(warm), literals.scalars(list(warm.values())), literals.words(done)),
+            *(literals.ids(list(warm)), literals.scalars(list(warm.values())), literals.ids(done)),
         )
         lane = self._use.claim
         runs, histories, [[now, next_ready_at]] = await lane.transaction(
@@ -244,17 +245,24 @@ class PostgresStore:
             [answers] = await self._use.flush.transaction(
                 self._call("commit_writes", *flushing.parameters(worker, writes))
             )
-        except PayloadError:
-            differing = await self._differing(writes)
-            if not differing:
-                raise
-            rest = [write for write in writes if write.ref.id not in differing]
-            outcomes = dict.fromkeys(differing, Outcome.LEASE_LOST)
-            outcomes.update(zip((write.ref.id for write in rest), await self.commit(worker, rest), strict=True))
-            return flushing.outcomes(writes, outcomes)
-        if answers:
-            return await self._explained(writes, answers)
-        return flushing.outcomes(writes, {})
+        except PayloadError as error:
+            return await self._commit_the_rest(worker, writes, error)
+        return await self._explained(writes, answers) if answers else [Outcome.APPLIED] * len(writes)
+
+    async def _commit_the_rest(self, worker: str, writes: Sequence[RunWrite], error: PayloadError) -> list[Outcome]:
+        """Some records may be stored already: this is the second sending of a flush whose answer was lost.
+
+        Raises:
+            PayloadError: None is, so it is ``error``.
+        """
+        stored = await self._stored_records(writes)
+        if not stored:
+            raise error
+        runs = await self._stored_runs(writes)
+        again = [flushing.again(write, worker, runs.get(write.ref.id), stored) for write in writes]
+        rest = [answer for answer in again if isinstance(answer, RunWrite)]
+        answers = iter(await self.commit(worker, rest))
+        return [next(answers) if isinstance(answer, RunWrite) else answer for answer in again]
 
     async def _explained(self, writes: Sequence[RunWrite], answers: list[rows.Row]) -> list[Outcome]:
         """The outcomes when some writes were not applied now: they may have been applied by an earlier sending."""
@@ -262,19 +270,16 @@ class PostgresStore:
             return [Outcome.LEASE_LOST] * len(writes)
         found = {run_id: Outcome(outcome) for run_id, outcome in answers}
         lost = [write for write in writes if found.get(write.ref.id) is Outcome.LEASE_LOST]
-        stored = await self._stored_records(lost)
-        runs = {row[0]: row[1:] for row in await self._use.read("stored_runs", *flushing.refs(lost))}
+        runs, stored = await self._stored_runs(lost), await self._stored_records(lost)
         for write in lost:
             if flushing.was_applied(write, runs.get(write.ref.id), stored):
                 found[write.ref.id] = Outcome.APPLIED
-        return flushing.outcomes(writes, found)
+        return [found.get(write.ref.id, Outcome.APPLIED) for write in writes]
 
-    async def _differing(self, writes: Sequence[RunWrite]) -> set[str]:
-        """Ids of the runs that have a record of a written key with other contents."""
-        stored = await self._stored_records(writes)
-        return {write.ref.id for write in writes if flushing.differs(write, stored)}
+    async def _stored_runs(self, writes: Sequence[RunWrite]) -> dict[str, flushing.Standing]:
+        return {row[0]: row[1:] for row in await self._use.read("stored_runs", *flushing.refs(writes))}
 
-    async def _stored_records(self, writes: Sequence[RunWrite]) -> dict[tuple[str, str], flushing.Contents]:
+    async def _stored_records(self, writes: Sequence[RunWrite]) -> flushing.Stored:
         found = await self._use.read("stored_records", *flushing.record_keys(writes))
         return {(row[0], row[2]): row[1:] for row in found}
 
@@ -306,14 +311,14 @@ class PostgresStore:
         raise StoreUnavailable(f"resume: another transaction holds run {run_id}")
 
     async def get_runs(self, run_ids: Sequence[str]) -> list[Run]:
-        return [rows.run(row) for row in await self._use.read("get_runs", SHARD, literals.words(_known(run_ids)))]
+        return [rows.run(row) for row in await self._use.read("get_runs", SHARD, literals.ids(_known(run_ids)))]
 
     async def find_key(self, workflow: str, key: str) -> str | None:
         found = await self._use.read("find_key", SHARD, workflow, key)
         return found[0][0] if found else None
 
     async def ended(self, run_ids: Sequence[str]) -> list[Run]:
-        return [rows.run(row) for row in await self._use.read("ended_runs", SHARD, literals.words(_known(run_ids)))]
+        return [rows.run(row) for row in await self._use.read("ended_runs", SHARD, literals.ids(_known(run_ids)))]
 
     async def list_runs(self, where: RunFilter, limit: int, before: str | None) -> list[RunSummary]:
         found = await self._use.read(
@@ -336,7 +341,7 @@ class PostgresStore:
     def announce(self, hint: Hint) -> None:
         self._hints.announce(hint)
 
-    def _call(self, name: str, *parameters: str | None) -> Call:
+    def _call(self, name: str, *parameters: Parameter) -> Call:
         return Call(self._statements[name], parameters)
 
 

@@ -11,17 +11,22 @@ from typing import Any
 from durable.model import Outcome, Record, RunRef, RunWrite, State
 from durable.states import TERMINAL
 from durable.stores.postgres import literals
+from durable.stores.postgres.literals import Parameter
 
 Contents = tuple[Any, ...]
 """seq, key, kind, data, failed, attempt: what makes two records the same."""
+Stored = Mapping[tuple[str, str], Contents]
+"""Stored records by run id and key."""
+Standing = tuple[int, str | None, str]
+"""Claim number, owner and state of a run."""
 
 
 _NO_REF: tuple[tuple[Any, ...], ...] = ((),) * 3
 _NO_RECORD: tuple[tuple[Any, ...], ...] = ((),) * 12
 
 
-def parameters(worker: str, writes: Sequence[RunWrite]) -> list[str]:
-    """$1 to $29 of ``commit_writes``. 2 to 3 µs a record."""
+def parameters(worker: str, writes: Sequence[RunWrite]) -> list[Parameter]:
+    """$1 to $27 of ``commit_writes``. 2 to 3 µs a record."""
     changed = [(write.ref, write.change) for write in writes if write.change is not None]
     changes = [change for _, change in changed]
     records = [record for write in writes for record in write.records]
@@ -30,10 +35,12 @@ def parameters(worker: str, writes: Sequence[RunWrite]) -> list[str]:
     seqs, keys, kinds, ats, data, failed, attempts, durations, begun, compensable, dues, _ = (
         zip(*records, strict=True) if records else _NO_RECORD
     )
+    changes_too = [4 if write.change is not None else 0 for write in writes for _ in write.records]
+    flags = [a + 2 * b + c for a, b, c in zip(failed, compensable, changes_too, strict=True)]
     return [
         worker,
         literals.scalars([ref.shard for ref, _ in changed]),
-        literals.words([ref.id for ref, _ in changed]),
+        literals.ids([ref.id for ref, _ in changed]),
         literals.scalars([ref.claim for ref, _ in changed]),
         literals.words([change.state for change in changes]),
         literals.scalars([change.keep for change in changes]),
@@ -41,17 +48,15 @@ def parameters(worker: str, writes: Sequence[RunWrite]) -> list[str]:
         literals.scalars([change.ready_now for change in changes]),
         literals.scalars([change.wakes for change in changes]),
         literals.scalars(shards),
-        literals.words(ids),
+        literals.ids(ids),
         literals.scalars(claims),
-        literals.scalars([write.change is not None for write in writes for _ in write.records]),
         literals.scalars(seqs),
         literals.words(kinds),
         literals.times(ats),
-        literals.scalars(failed),
+        literals.scalars(flags),
         literals.scalars(attempts),
         literals.scalars(durations),
         literals.scalars(begun),
-        literals.scalars(compensable),
         literals.times_or_null(dues),
         *literals.columns(
             [change.result for change in changes],
@@ -63,12 +68,12 @@ def parameters(worker: str, writes: Sequence[RunWrite]) -> list[str]:
     ]
 
 
-def record_keys(writes: Sequence[RunWrite]) -> list[str]:
+def record_keys(writes: Sequence[RunWrite]) -> list[Parameter]:
     """$1 to $5 of ``stored_records``: every record of ``writes``."""
     named = [(write.ref, record.key) for write in writes for record in write.records]
     return [
         literals.scalars([ref.shard for ref, _ in named]),
-        literals.words([ref.id for ref, _ in named]),
+        literals.ids([ref.id for ref, _ in named]),
         *literals.columns([key for _, key in named]),
     ]
 
@@ -78,21 +83,24 @@ def contents(record: Record) -> Contents:
     return (record.seq, record.key, record.kind, record.data, record.failed, record.attempt)
 
 
-def differs(write: RunWrite, stored: Mapping[tuple[str, str], Contents]) -> bool:
-    """Whether a record of ``write`` is stored with other contents: then it is somebody else's, and stays."""
-    return any(stored.get((write.ref.id, record.key), contents(record)) != contents(record) for record in write.records)
+def again(write: RunWrite, worker: str, run: Standing | None, stored: Stored) -> RunWrite | Outcome:
+    """What to do about a write of a flush in which some record was stored already.
 
-
-def was_applied(
-    write: RunWrite, run: tuple[int, str | None, str] | None, stored: Mapping[tuple[str, str], Contents]
-) -> bool:
-    """Whether a write that found its run not held any more is one whose answer was lost.
-
-    Args:
-        write: What was sent.
-        run: Claim number, owner and state of its run as they are now; None when there is no such run.
-        stored: The records of ``write`` that are stored.
+    Returns:
+        The write without the records that are stored; or, when a record is stored with other contents or nothing is
+        left to write, the outcome.
     """
+    known = [record for record in write.records if (write.ref.id, record.key) in stored]
+    if any(stored[write.ref.id, record.key] != contents(record) for record in known):
+        return Outcome.LEASE_LOST  # somebody else's records, and they stay
+    if write.change is None and known and len(known) == len(write.records):
+        held = run is not None and run[0] == write.ref.claim and run[1] in {worker, None}
+        return Outcome.APPLIED if held else Outcome.LEASE_LOST
+    return RunWrite(write.ref, [record for record in write.records if record not in known], write.change)
+
+
+def was_applied(write: RunWrite, run: Standing | None, stored: Stored) -> bool:
+    """Whether a write that found its run not held any more is one whose answer was lost."""
     if run is None:
         return False
     claim, owner, state = run
@@ -106,14 +114,7 @@ def was_applied(
     return change.state == state or not (change.state in TERMINAL or State(state) in TERMINAL)
 
 
-def refs(writes: Sequence[RunWrite]) -> list[str]:
+def refs(writes: Sequence[RunWrite]) -> list[Parameter]:
     """$1 and $2 of ``stored_runs``."""
     named: list[RunRef] = [write.ref for write in writes]
-    return [literals.scalars([ref.shard for ref in named]), literals.words([ref.id for ref in named])]
-
-
-def outcomes(writes: Sequence[RunWrite], by_id: Mapping[str, Outcome]) -> list[Outcome]:
-    """One for each write: applied, unless ``by_id`` says otherwise."""
-    if not by_id:
-        return [Outcome.APPLIED] * len(writes)
-    return [by_id.get(write.ref.id, Outcome.APPLIED) for write in writes]
+    return [literals.scalars([ref.shard for ref in named]), literals.ids([ref.id for ref in named])]

@@ -20,7 +20,7 @@ WITH lane AS MATERIALIZED (
         ORDER BY p.priority, r.turn
     ) AS slot
     CROSS JOIN LATERAL (
-        SELECT r.shard, r.id, r.route, r.seed, r.input_hash FROM durable.runs AS r
+        SELECT r.shard, r.id FROM durable.runs AS r
         WHERE r.shard = $2::smallint AND r.route = slot.route AND r.priority = slot.priority AND r.ready_at <= now()
         ORDER BY r.ready_at
         LIMIT $4::integer
@@ -28,8 +28,8 @@ WITH lane AS MATERIALIZED (
     ) AS run
     LIMIT $4::integer
 ), taken AS (
-    INSERT INTO durable.runs AS run (shard, id, route, seed, input_hash, owner)
-    SELECT shard, id, route, seed, input_hash, $1::uuid FROM picked
+    INSERT INTO durable.runs AS run (shard, id, owner)
+    SELECT shard, id, $1::uuid FROM picked
     ON CONFLICT (shard, id) DO UPDATE
     SET state = CASE run.state WHEN 'compensating' THEN 'compensating' ELSE 'running' END,
         owner = excluded.owner, claim = run.claim + 1, ready_at = NULL, started_at = coalesce(run.started_at, now()),

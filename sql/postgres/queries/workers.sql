@@ -50,10 +50,10 @@ WITH orphan AS MATERIALIZED (
     WHERE NOT EXISTS (SELECT FROM durable.workers AS w WHERE w.id = c.worker)
     GROUP BY c.worker, c.shard, r.id
 ), locked AS MATERIALIZED (
-    SELECT o.*, run.route, run.seed, run.input_hash, run.claim, run.state, run.takeovers, run.takeover_seq
+    SELECT o.*, run.claim, run.state, run.takeovers, run.takeover_seq
     FROM (SELECT * FROM orphan ORDER BY shard, id) AS o
     CROSS JOIN LATERAL (
-        SELECT r.route, r.seed, r.input_hash, r.claim, r.state, r.takeovers, r.takeover_seq FROM durable.runs AS r
+        SELECT r.claim, r.state, r.takeovers, r.takeover_seq FROM durable.runs AS r
         WHERE r.shard = o.shard AND r.id = o.id AND (r.owner = o.worker) IS TRUE
         FOR NO KEY UPDATE SKIP LOCKED
     ) AS run
@@ -71,9 +71,8 @@ WITH orphan AS MATERIALIZED (
     FROM counted WHERE NOT orderly
     ON CONFLICT (shard, run_id, key) DO NOTHING
 ), released AS (
-    INSERT INTO durable.runs AS run (shard, id, route, seed, input_hash, takeovers, takeover_seq, state, ready_at,
-                                     ended_at, error)
-    SELECT shard, id, route, seed, input_hash, count, CASE WHEN orderly THEN takeover_seq ELSE seq + 1 END,
+    INSERT INTO durable.runs AS run (shard, id, takeovers, takeover_seq, state, ready_at, ended_at, error)
+    SELECT shard, id, count, CASE WHEN orderly THEN takeover_seq ELSE seq + 1 END,
            CASE WHEN given_up THEN 'dead_letter' WHEN state = 'compensating' THEN 'compensating' ELSE 'pending' END,
            CASE WHEN NOT given_up THEN now() END, CASE WHEN given_up THEN now() END, CASE WHEN given_up THEN $2 END
     FROM (SELECT *, NOT orderly AND count >= $1::integer AS given_up FROM counted) AS c
