@@ -119,17 +119,15 @@ class Codec:
         return raw.decode(), decoded
 
     def _refuse(self, value: object, what: str) -> NoReturn:
-        poison = misfit(value, plain=False)
-        if poison is not None:
-            raise NotSerializable(f"{what} has no exact JSON form: {_place(poison)}")
-        odd = misfit(value, plain=True)
-        if odd is None:
-            raise NotSerializable(f"{what} has no exact JSON form")
+        found = misfit(value, plain=True)
+        place = "found " + _place(found.where, found.reason) if found else "it does not come back as it is"
+        if found is None or not found.foreign:
+            raise NotSerializable(f"{what} has no exact JSON form: {place}") from None
         why = f" ({self.unknown.why})" if self.unknown is not None and self.unknown.why else ""
         raise ResultTypeUnknown(
-            f"{what} is more than plain JSON values (dict with str keys, list, str, int, float, bool, None), and its "
-            f"type is not known{why}: {self._hint}. Found {_place(odd)}"
-        )
+            f"{what} is not made of plain JSON values (dict with str keys, list, str, int, float, bool, None) and its "
+            f"type is not known{why}: {self._hint}; {place}"
+        ) from None
 
 
 class _TypedCodec(Codec):
@@ -183,13 +181,14 @@ class _TypedCodec(Codec):
         except Exception as error:  # the user's __eq__ may raise anything
             found = f": comparing raised {type(error).__name__}"
         if found is not None:
-            self._refuse(value, what, f"it comes back changed, {_place(found)}")
+            where, _, reason = found.partition(": ")
+            self._refuse(value, what, f"it comes back changed, {_place(where, reason)}")
         return raw.decode(), decoded
 
     def _refuse(self, value: object, what: str, why: str = "") -> NoReturn:
-        poison = misfit(value, plain=False)
-        if poison is not None:
-            why = f"found {_place(poison)}"
+        found = misfit(value, plain=False)
+        if found is not None:
+            why = "found " + _place(found.where, found.reason)
         raise NotSerializable(f"{what} has no exact JSON form as {self._name}: {why}") from None
 
 
@@ -352,9 +351,8 @@ def _check_size(raw: bytes, what: str) -> None:
         )
 
 
-def _place(found: str) -> str:
-    """``.lines[2]: a datetime`` as part of a sentence; the value itself has an empty place."""
-    where, _, reason = found.partition(": ")
+def _place(where: str, reason: str) -> str:
+    """``a datetime at .lines[2]``; the value itself has an empty place."""
     if len(where) > 80:
         where = f"{where[:40]}…{where[-40:]}"
     return f"{reason} at {where}" if where else reason

@@ -11,10 +11,10 @@ import dataclasses
 import enum
 import marshal
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -164,52 +164,62 @@ def _same_time(value: datetime | time, decoded: datetime | time) -> bool:
 # -- what has no JSON form ------------------------------------------------------------------------
 
 
-def misfit(value: Any, *, plain: bool) -> str | None:
-    """What about ``value`` JSON cannot hold and where, such as ``.total: a float that is not finite``.
+class Misfit(NamedTuple):
+    """A part of a value that has no JSON form."""
+
+    where: str  # such as .lines[2]; empty for the value itself
+    reason: str
+    foreign: bool  # the part's type is not JSON's; a declared type may know what to do with it
+
+
+def misfit(value: Any, *, plain: bool) -> Misfit | None:
+    """The first part of ``value`` that JSON cannot hold; None when none is found.
 
     Args:
-        value: Anything; objects are looked into.
-        plain: Whether every type that is not JSON's own is named as well.
+        value: Anything.
+        plain: Whether types that are not JSON's own count. If so nothing is called on instances of them, else
+            models, dataclasses and collections are looked into.
     """
-    return _misfit(value, plain, 0)
+    try:
+        return _misfit(value, "", plain, 0)
+    except Exception:  # an attribute or iterator of the user's; the refusal for which this looks has its own reason
+        return None
 
 
-def _misfit(value: Any, plain: bool, depth: int) -> str | None:
+def _misfit(value: Any, where: str, plain: bool, depth: int) -> Misfit | None:
     if depth > MAX_DEPTH:
-        return f": nested more than {MAX_DEPTH} levels deep"
-    if isinstance(value, _SCALARS):
-        found = _scalar_misfit(value)
-        if found is not None:
-            return found
+        return Misfit(where, f"nested more than {MAX_DEPTH} levels deep", foreign=False)
     if plain and type(value) not in _PLAIN:
-        return f": {_type_name(value)}"
-    for where, part in _parts(value):
-        found = _misfit(part, plain, depth + 1)
-        if found is not None:
-            return where + found
-        if plain and isinstance(value, dict) and where == "" and type(part) is not str:
-            return f": a key of type {_type_name(part)}"
-    return None
+        return Misfit(where, _type_name(value), foreign=True)
+    reason = _scalar_misfit(value) if isinstance(value, _SCALARS) else None
+    if reason is not None:
+        return Misfit(where, reason, foreign=False)
+    if plain and isinstance(value, dict):
+        odd = next((key for key in cast("dict[object, object]", value) if type(key) is not str), _FINE)
+        if odd is not _FINE:
+            return Misfit(where, f"a key of type {_type_name(odd)}", foreign=True)
+    parts = (_misfit(part, where + place, plain, depth + 1) for place, part in _parts(value))
+    return next((found for found in parts if found is not None), None)
 
 
+_FINE = object()
 _PLAIN = frozenset({str, int, float, bool, type(None), list, dict})
 
 
 def _scalar_misfit(value: Any) -> str | None:
     if isinstance(value, float):
-        return None if math.isfinite(value) else ": a float that is not finite"
+        return None if math.isfinite(value) else "a float that is not finite"
     if isinstance(value, int):
-        return f": an integer of more than {MAX_DIGITS:,} digits" if abs(value) >= _TOO_LARGE else None
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return ": text with a lone surrogate"
-        return None
+        return f"an integer of more than {MAX_DIGITS:,} digits" if abs(value) >= _TOO_LARGE else None
     try:
-        value.decode()
+        if isinstance(value, str):
+            value.encode()
+        else:
+            value.decode()
+    except UnicodeEncodeError:
+        return "text with a lone surrogate"
     except UnicodeDecodeError:
-        return ": bytes that are not UTF-8 (a model needs ser_json_bytes and val_json_bytes set to base64)"
+        return "bytes that are not UTF-8 (a model needs ser_json_bytes and val_json_bytes set to base64)"
     return None
 
 
@@ -217,8 +227,8 @@ _TOO_LARGE = 10**MAX_DIGITS
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, item in cast("dict[Any, Any]", value).items():
+    if isinstance(value, dict):
+        for key, item in cast("dict[object, object]", value).items():
             yield "", key
             yield f"[{key!r:.40}]", item
     elif isinstance(value, (list, tuple, set, frozenset)):
