@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import socket
 import struct
 import sys
@@ -195,6 +196,7 @@ def main() -> None:
     service = Service(Ledger(args.ledger), Moods(args.seed, args.calm), args.port)
     print(service.url, flush=True)
     on_parent_exit(service.shutdown)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the ledger is closed in good order
     try:
         service.serve_forever(poll_interval=0.1)
     except KeyboardInterrupt:
