@@ -9,8 +9,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 from durable.committer import Committer
@@ -22,7 +22,7 @@ from durable.heartbeat import Heartbeat
 from durable.ids import new_id
 from durable.model import Change, ClaimedRun, Renewal, RunWrite
 from durable.states import TERMINAL, release
-from durable.steps import StillRunning
+from durable.steps import UNWIND, StillRunning
 from durable.store import Hint, Route, Store
 from durable.threads import ThreadPool
 from durable.workflow import Workflow
@@ -36,41 +36,56 @@ _LAST_WORDS = 0.4
 """Seconds, each, that a stopping worker grants after the drain timeout: to steps that are being cancelled, and
 to the store for what is still to be written. Together with the rest they stay within one second (P03)."""
 
+_LEASE_LEAST = 0.5
+"""Seconds. A shorter lease would be lost to an ordinary pause of the machine."""
+
 _RETRY_PAUSE = 0.25
 """Seconds before a claim or a registration that the store did not answer is tried again."""
 
 
-@dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """How a worker works. Durations in seconds.
+    """How a worker works.
 
     Args:
-        concurrency: Runs that execute at the same time; parked ones do not count.
-        threads: Threads for synchronous step functions.
-        lease: How long the worker's runs stay its own after it has died.
-        poll_interval: How often an idle worker looks for runs when nothing tells it to.
-        linger: How long a parked run stays in memory, to go on without a replay; 0 evicts it at once.
-        drain_timeout: How long a stopping worker lets running steps end.
+        concurrency: Runs that execute at the same time; parked ones do not count. Default 100.
+        threads: Threads for synchronous step functions. Default 32.
+        lease: Seconds or timedelta for which its runs stay its own after the worker has died. Default 30, at least
+            0.5. It is renewed every third of it.
+        poll_interval: Seconds or timedelta after which an idle worker looks for runs unasked. Default 1.
+        linger: Seconds or timedelta for which a parked run stays in memory, to go on without a replay; 0 evicts it at
+            once. Default 1.
+        drain_timeout: Seconds or timedelta for which a stopping worker lets running steps end. Default 30.
+
+    Raises:
+        InvalidArgument: A value is out of its range.
     """
 
-    concurrency: int = 100
-    threads: int = 32
-    lease: float = 30.0
-    poll_interval: float = 1.0
-    linger: float = 1.0
-    drain_timeout: float = 30.0
-
-    def __post_init__(self) -> None:
-        for name in ("concurrency", "threads"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InvalidArgument(f"{name} must be a whole number of at least 1, not {value!r}")
-        for name in ("lease", "poll_interval", "linger", "drain_timeout"):
-            object.__setattr__(self, name, seconds(getattr(self, name), name))
-        if self.lease < 0.5:
-            raise InvalidArgument(f"lease must be at least 0.5 s, not {self.lease:g}")
-        if self.poll_interval <= 0:
+    def __init__(
+        self,
+        *,
+        concurrency: int = 100,
+        threads: int = 32,
+        lease: float | timedelta = 30.0,
+        poll_interval: float | timedelta = 1.0,
+        linger: float | timedelta = 1.0,
+        drain_timeout: float | timedelta = 30.0,
+    ) -> None:
+        self.concurrency = _count(concurrency, "concurrency")
+        self.threads = _count(threads, "threads")
+        self.lease = seconds(lease, "lease")
+        self.poll_interval = seconds(poll_interval, "poll_interval")
+        self.linger = seconds(linger, "linger")
+        self.drain_timeout = seconds(drain_timeout, "drain_timeout")
+        if self.lease < _LEASE_LEAST:
+            raise InvalidArgument(f"lease must be at least {_LEASE_LEAST} s, not {self.lease:g}")
+        if not self.poll_interval:
             raise InvalidArgument("poll_interval must be more than 0")
+
+
+def _count(value: object, what: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InvalidArgument(f"{what} must be a whole number of at least 1, not {value!r}")
+    return value
 
 
 class Worker:
@@ -109,6 +124,7 @@ class Worker:
         self._active: dict[str, Execution] = {}  # run id → what holds a slot
         self._warm: dict[str, Execution] = {}  # run id → parked, still in memory
         self._lingering: dict[str, asyncio.TimerHandle] = {}
+        self._evictions: set[asyncio.Task[None]] = set()  # of what was warm
         self._batches: dict[str, set[str]] = {}  # claim batch → its runs that are still held under it
         self._batch_of: dict[str, str] = {}
         self._done_batches: list[str] = []
@@ -148,7 +164,10 @@ class Worker:
             execution.drain()
         await self._until_empty(deadline)
         await asyncio.gather(*(execution.stop(_LAST_WORDS) for execution in list(self._active.values())))
-        await asyncio.gather(*(execution.evict(_LAST_WORDS) for execution in list(self._warm.values())))
+        for run_id, execution in list(self._warm.items()):
+            self._evict(run_id, execution, _LAST_WORDS)
+        if self._evictions:
+            await asyncio.wait(self._evictions, timeout=_LAST_WORDS)
         await self._heartbeat.stop()
         self._pool.close()
         try:
@@ -289,7 +308,11 @@ class Worker:
             self._batches[batch] = {claimed.run.id for claimed in answer.runs}
         for claimed in answer.runs:
             self._batch_of[claimed.run.id] = batch
-            self._execute(claimed)
+            if claimed.records is None and claimed.run.id not in self._warm:
+                # Its linger ended while the claim was under way. Nobody else writes to a run that is ours.
+                self._execute(replace(claimed, records=await self._store.history(claimed.run.id)))
+            else:
+                self._execute(claimed)
 
     def _execute(self, claimed: ClaimedRun) -> None:
         run_id = claimed.run.id
@@ -358,7 +381,10 @@ class Worker:
         run_id = execution.run.id
         self._free(run_id, execution)
         if execution.parked:
-            self._keep_warm(run_id, execution)
+            if self.linger:
+                self._keep_warm(run_id, execution)
+            else:
+                self._evict(run_id, execution)
             if change.ready_at is not None:
                 self._wake_at(change.ready_at)
         elif change.state in TERMINAL:
@@ -380,7 +406,15 @@ class Worker:
     def _keep_warm(self, run_id: str, execution: Execution) -> None:
         self._warm[run_id] = execution
         loop = asyncio.get_running_loop()
-        self._lingering[run_id] = loop.call_later(self.linger, lambda: loop.create_task(execution.evict()))
+        self._lingering[run_id] = loop.call_later(self.linger, self._evict, run_id, execution)
+
+    def _evict(self, run_id: str, execution: Execution, within: float = UNWIND) -> None:
+        """From now on a claim of the run starts a new execution: this one is unwound, and could not go on."""
+        if self._warm.pop(run_id, None) is not None:
+            self._lingering.pop(run_id).cancel()
+        task = asyncio.get_running_loop().create_task(execution.evict(within))
+        self._evictions.add(task)
+        task.add_done_callback(self._evictions.discard)
 
     def _free(self, run_id: str, execution: Execution) -> None:
         if self._active.get(run_id) is not execution:
