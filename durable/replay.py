@@ -21,7 +21,7 @@ recorded result left, and what the last delivery woke has come to rest: it may b
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from datetime import datetime
 from heapq import heappop, heappush
 from typing import Any, Protocol
@@ -88,6 +88,7 @@ class Replay:
     def __init__(self, records: Sequence[Record], now: datetime) -> None:
         self._records = {record.key: record for record in records}
         self._left = sum(record.kind in _RESULTS for record in records)  # recorded results not delivered
+        self._reached = _unfinished(self._records)  # begun before without a result, and not begun again
         self._names: dict[str, tuple[int, Scope | None]] = {}
         self.open: dict[str, Operation] = {}
         """Begun, neither delivered nor dropped."""
@@ -163,6 +164,10 @@ class Replay:
             self.begun += 1
         self.open[op.key] = op
         op.scope = scope
+        if op.key in self._reached:
+            self._reached.remove(op.key)
+        elif op.recorded is None:
+            self._reached.clear()
         op.stood_alone = len(self.open) == 1 and (self._woken is scope or self._woken is _NOBODY)
         if op.recorded is not None:
             if op.stood_alone and self.begun == op.recorded.begun:
@@ -191,8 +196,8 @@ class Replay:
 
     @property
     def replaying(self) -> bool:
-        """Recorded results are still being delivered."""
-        return self._left > 0 and not self._live
+        """The code has been here before: recorded results are left, or operations that it had begun."""
+        return (self._left > 0 and not self._live) or bool(self._reached)
 
     def direct(self, op: Operation) -> bool:
         """The result of ``op`` needs no turn: it stands alone, in the task that the last delivery woke, so that
@@ -277,3 +282,10 @@ class Replay:
 
 
 _RESULTS = frozenset({Kind.STEP, Kind.WOKE, Kind.UNDO})
+
+
+def _unfinished(records: Mapping[str, Record]) -> set[str]:
+    """The keys of sleeps that had been called and of steps that had failed attempts, and no more than that."""
+    sleeps = {key for key, record in records.items() if record.kind is Kind.SLEEP and f"{key}/woke" not in records}
+    retried = {key.rpartition("/attempt/")[0] for key, record in records.items() if record.kind is Kind.ATTEMPT}
+    return sleeps | (retried - records.keys())
