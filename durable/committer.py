@@ -76,7 +76,8 @@ async def resending(send: Callable[[], Awaitable[T]], give_up: Callable[[], bool
         except StoreUnavailable as error:
             if give_up():
                 raise
-            _log.warning("the store does not answer, sending again: %s", error)
+            if pause == _RESEND_FIRST:  # once an outage
+                _log.warning("the store does not answer, sending again until it does: %s", " ".join(str(error).split()))
         await asyncio.sleep(pause)
         pause = min(pause * 2, _RESEND_MAX)
 

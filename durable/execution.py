@@ -342,6 +342,8 @@ class Execution:
     # -- the end ----------------------------------------------------------------------------------
 
     def _body_done(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled():
+            task.exception()  # it is looked at here, or does not matter: asyncio need not report it
         if self.stopped or self._lost:
             return  # it is being unwound; whoever unwinds it goes on
         self.stopped = True

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -194,6 +195,8 @@ class Worker:
         worker, sent = new_id(self.clock.now()), time.monotonic()
         await self._store.register(worker, self._options.lease)
         self.id = worker
+        names = ", ".join(f"{route.workflow} {route.version}" for route in self._routes)
+        _log.info("worker %s, pid %d, executes %s", worker, os.getpid(), names or "no workflow")
         self._heartbeat = Heartbeat(
             self._store, worker, self._options.lease, sent, lambda renewal: self._on_renewal(worker, renewal)
         )
