@@ -24,6 +24,8 @@ MAX_TRACEBACK = 40_000
 MAX_CLASSES = 32
 MAX_CLASS_NAME = 300
 
+_LONGEST_SECRET = 2_000  # characters; more than what without_password recognises
+
 _OURS = str(Path(__file__).parent) + "/"
 _LIBRARY = str(Path(traceback.__file__).parent) + "/"
 _CARRIERS = tuple(
@@ -148,8 +150,7 @@ def _traceback(error: BaseException) -> str:
         report = traceback.TracebackException.from_exception(error, capture_locals=False)
         for one in _chain(report):
             _trim(one.stack)
-        # A line can hold a message of any size: it is cut before the whole is put together.
-        return "".join(line[:MAX_TRACEBACK] for line in report.format())
+        return "".join(report.format())
     except Exception as broken:  # a __cause__, __notes__ or __module__ that is not what Python expects
         return f"<no traceback: formatting it raised {type(broken).__name__}>"
 
@@ -174,21 +175,23 @@ def _trim(stack: traceback.StackSummary) -> None:
 
 def _clipped(text: str, limit: int, *, tail: float) -> str:
     """Storable text whose JSON form has at most ``limit`` bytes; ``tail`` is the share kept from its end."""
-    left_out = max(0, len(text) - limit)
-    kept = _storable(_cut(text, limit, tail, left_out))
-    kept = without_password(kept)
+    room = limit + _LONGEST_SECRET
+    gone = max(0, len(text) - 2 * room)
+    if gone:
+        text = text[:room] + text[-room:]  # what is kept in the end comes from well inside these halves
+    text = without_password(_storable(text))  # before the cut, which could leave half a password without its @
     size = limit
-    while len(write_json(kept)) - 2 > limit:  # escapes and characters of several bytes
+    kept = _cut(text, size, tail, gone)
+    while len(write_json(kept)) - 2 > limit:  # escapes, and characters of several bytes
         size = size * 3 // 4
-        left_out = max(0, len(text) - size)
-        kept = without_password(_storable(_cut(text, size, tail, left_out)))
+        kept = _cut(text, size, tail, gone)
     return kept
 
 
-def _cut(text: str, size: int, tail: float, left_out: int) -> str:
-    if not left_out:
+def _cut(text: str, size: int, tail: float, gone: int) -> str:
+    if len(text) <= size:
         return text
-    mark = f"… [{left_out:,} characters left out] …"
+    mark = f"… [{len(text) - size + gone:,} characters left out] …"
     size = max(0, size - len(mark))
     end = int(size * tail)
     return text[: size - end] + mark + (text[-end:] if end else "")

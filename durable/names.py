@@ -99,8 +99,9 @@ def _text(value: object, what: str, limit: int, least: int = 1) -> str:
 
 
 def _shown(text: str) -> str:
-    shown = text if len(text) <= 40 else text[:40] + "…"
-    return ascii(shown) if not shown.isprintable() else repr(shown)
+    start = text[:40]
+    shown = repr(start) if start.isprintable() else ascii(start)
+    return shown if len(text) <= 40 and len(shown) <= 80 else shown[:80] + "…"
 
 
 def _type_name(value: object) -> str:
