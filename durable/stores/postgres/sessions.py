@@ -86,14 +86,14 @@ class Sessions:
         except (psycopg.Error, OSError) as error:
             raise translated(error, "schema") from None
 
-    async def read(self, name: str, *parameters: Parameter) -> list[Row]:
-        """The rows of one named statement that only reads."""
+    async def read(self, name: str, *parameters: Parameter, prepare: bool | None = None) -> list[Row]:
+        """The rows of one named statement that only reads; ``prepare=False`` plans it for these parameters."""
         call = self.call(name, *parameters)
 
         async def ask(connection: Async) -> list[Row]:
             impatience = asyncio.get_running_loop().call_later(PATIENCE, hang_up, connection)
             try:
-                cursor = await connection.execute(call.sql, call.parameters)
+                cursor = await connection.execute(call.sql, call.parameters, prepare=prepare)
                 return await cursor.fetchall()
             finally:
                 impatience.cancel()

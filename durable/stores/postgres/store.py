@@ -326,6 +326,7 @@ class PostgresStore:
             *(SHARD, before or _LAST_ID, where.workflow, where.version, where.state),
             rows.tags_text(where.tags) if where.tags else None,
             *(_instant(where.created_after), _instant(where.created_before), str(limit)),
+            prepare=False,
         )
         return [rows.summary(row) for row in found]
 

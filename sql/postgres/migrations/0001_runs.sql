@@ -78,7 +78,7 @@ CREATE TABLE durable.keys (
     run_id     uuid     NOT NULL,
     input_hash text     NOT NULL,
     PRIMARY KEY (shard, workflow, key)
-);
+) WITH (vacuum_truncate = off);
 
 -- A worker's lease: one row per connection that writes under it, so that each can be locked on its own.
 -- (One row shared by three of them made 8,000 multixacts in 3 s.)
@@ -113,3 +113,7 @@ DELETE FROM durable.runs WHERE shard = -1;
 INSERT INTO durable.history (shard, run_id, failed, compensable, seq, at, duration, attempt, begun, kind, key)
 SELECT -1, gen_random_uuid(), false, false, 0, now(), 0, 0, 0, 'step', repeat('x', 200) FROM generate_series(1, 600);
 DELETE FROM durable.history WHERE shard = -1;
+
+INSERT INTO durable.keys (shard, workflow, key, run_id, input_hash)
+SELECT -1, '', n::text, gen_random_uuid(), repeat('x', 200) FROM generate_series(1, 600) AS n;
+DELETE FROM durable.keys WHERE shard = -1;

@@ -55,13 +55,13 @@ JOIN durable.routes ON routes.id = run.route
 -- $1 shard, $2 run. Waits for nobody: `locked` tells whether the row was free. A run that was compensating has its
 -- error since then, and goes on compensating.
 WITH run AS MATERIALIZED (
-    SELECT shard, id, state FROM durable.runs WHERE shard = $1::smallint AND id = $2::uuid
+    SELECT state FROM durable.runs WHERE shard = $1::smallint AND id = $2::uuid
     FOR NO KEY UPDATE SKIP LOCKED
 ), resumed AS (
     UPDATE durable.runs AS r
     SET state = CASE WHEN r.error IS NULL THEN 'pending' ELSE 'compensating' END, ready_at = now(), reason = NULL,
         wakes = r.wakes + 1
-    FROM run WHERE r.shard = run.shard AND r.id = run.id AND run.state = 'paused'
+    WHERE r.shard = $1::smallint AND r.id = $2::uuid AND EXISTS (SELECT FROM run WHERE state = 'paused')
     RETURNING 1
 )
 SELECT EXISTS (SELECT FROM durable.runs WHERE shard = $1::smallint AND id = $2::uuid) AS found,
@@ -98,7 +98,8 @@ SELECT run_id FROM durable.keys WHERE shard = $1::smallint AND workflow = $2::te
 
 -- name: list_runs
 -- $1 shard, $2 below this id, $3 workflow, $4 version, $5 state, $6 tags, $7 created after, $8 created before, $9 limit.
--- Walks the primary key from its end: ids are UUIDv7, so that is newest first.
+-- Walks the primary key from its end: ids are UUIDv7, so that is newest first. Never prepared: without the value of the
+-- limit the planner expects a tenth of the table, and sorts it.
 SELECT r.id, r.state, r.created_at, r.started_at, r.ended_at, r.ready_at, r.key, r.tags::text, r.reason, r.owner,
        r.claim, CASE WHEN r.takeovers > 0 AND EXISTS (
            SELECT FROM durable.history AS h WHERE h.shard = r.shard AND h.run_id = r.id

@@ -86,15 +86,19 @@ SELECT count(*) FROM released
 
 -- name: forget_claims
 -- The claims of dead workers whose runs have all been released.
-DELETE FROM durable.claims AS c
-WHERE NOT EXISTS (SELECT FROM durable.workers AS w WHERE w.id = c.worker)
-  AND NOT EXISTS (
-    SELECT FROM unnest(c.run_ids) AS u (id)
+WITH dead AS MATERIALIZED (
+    SELECT * FROM durable.claims AS c WHERE NOT EXISTS (SELECT FROM durable.workers AS w WHERE w.id = c.worker)
+), held AS MATERIALIZED (
+    SELECT d.worker, d.batch
+    FROM dead AS d CROSS JOIN LATERAL unnest(d.run_ids) AS u (id)
     CROSS JOIN LATERAL (
-        SELECT r.owner FROM durable.runs AS r WHERE r.shard = c.shard AND r.id = u.id OFFSET 0
+        SELECT r.owner FROM durable.runs AS r WHERE r.shard = d.shard AND r.id = u.id LIMIT 1
     ) AS run
-    WHERE run.owner = c.worker
-  )
+    WHERE run.owner = d.worker
+)
+DELETE FROM durable.claims AS c USING dead AS d
+WHERE c.worker = d.worker AND c.batch = d.batch
+  AND NOT EXISTS (SELECT FROM held AS h WHERE h.worker = d.worker AND h.batch = d.batch)
 
 -- name: stuck_workers
 -- $1 seconds. Expired for so long and still there: a transaction holds the row.

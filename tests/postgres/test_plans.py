@@ -1,0 +1,181 @@
+"""The statements have plans that stay good, whatever the statistics said when they were prepared.
+
+A worker prepares a statement once and keeps its plan until statistics change, while the table grows from nothing
+to 50,000 rows. So each is prepared (as a generic plan, which is what a connection ends up with) on an empty, a
+queued and a finished table, and its plan may only probe indexes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from durable.model import RunFilter
+from durable.sql import statements
+from tests.postgres.conftest import Postgres
+
+ROWS = 50_000
+LARGE = {"runs", "history", "keys"}
+TABLES = ("runs", "history", "keys", "claims", "workers", "routes")
+HOT = [
+    "commit_writes",
+    "stored_runs",
+    "stored_records",
+    "claim_runs",
+    "claim_histories",
+    "claim_next",
+    "owned",
+    "renew",
+    "release_orphans",
+    "forget_claims",
+    "add_keys",
+    "add_runs",
+    "standing",
+    "resume",
+    "get_runs",
+    "ended_runs",
+    "find_key",
+    "history",
+]
+
+FILL = {
+    "empty": "",
+    "queued": "INSERT INTO durable.runs (shard, id, route, ready_at) "
+    f"SELECT 0, gen_random_uuid(), n % 3 + 1, now() - n * interval '1 s' FROM generate_series(1, {ROWS}) AS n",
+    "finished": "INSERT INTO durable.runs (shard, id, route, state, ended_at, owner, claim) "
+    f"SELECT 0, gen_random_uuid(), n % 3 + 1, 'completed', now(), NULL, 1 FROM generate_series(1, {ROWS}) AS n",
+}
+RECORDS = """
+    INSERT INTO durable.history (shard, run_id, failed, compensable, seq, at, duration, attempt, begun, kind, key)
+    SELECT shard, id, false, false, 1, now(), 0, 1, 0, 'step', 'charge' FROM durable.runs;
+    INSERT INTO durable.keys SELECT shard, 'order', id::text, id, '' FROM durable.runs;
+    INSERT INTO durable.claims (worker, batch, shard, run_ids, replay)
+    SELECT gen_random_uuid(), gen_random_uuid(), 0, array_agg(id), '{}' FROM (SELECT id FROM durable.runs LIMIT 500) r;
+"""
+
+
+def parameters(sql: str) -> int:
+    return max((int(number) for number in re.findall(r"\$(\d+)", sql)), default=0)
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def faults(plan: dict[str, Any]) -> list[str]:
+    """What in ``plan`` would grow with the tables."""
+    found: list[str] = []
+    for node in nodes(plan):
+        kind = node["Node Type"]
+        inside = list(nodes(node))
+        large = {inner.get("Relation Name") for inner in inside} & LARGE
+        few = any(i["Node Type"] in {"Function Scan", "CTE Scan"} or i.get("Relation Name") == "claims" for i in inside)
+        if kind == "Seq Scan" and node["Relation Name"] in LARGE:
+            found.append(f"scans all of {node['Relation Name']}")
+        if kind in {"Hash Join", "Merge Join", "Hash"} and large:
+            found.append(f"{kind} over {large}")
+        if kind == "Sort" and large and not few and "seq" not in "".join(node["Sort Key"]):
+            found.append(f"sorts {large}")
+        if kind.endswith("Index Scan") and "Index Cond" not in node:
+            found.append(f"reads all of index {node['Index Name']}")
+    return found
+
+
+class Session:
+    """A connection that has prepared every statement, and keeps the plans it then made."""
+
+    def __init__(self, url: str, schema: str) -> None:
+        self._connection = psycopg.connect(url, autocommit=True)
+        self._connection.execute("SET plan_cache_mode = force_generic_plan")
+        self._counts: dict[str, int] = {}
+        for name, sql in statements("postgres", schema).items():
+            self._connection.execute(f"PREPARE {name} AS {sql}".encode())
+            self._counts[name] = max((int(number) for number in re.findall(r"\$(\d+)", sql)), default=0)
+            self.plan(name)
+
+    def plan(self, name: str) -> dict[str, Any]:
+        return self._explain("", name, ["NULL"] * self._counts[name])["Plan"]
+
+    def run(self, name: str, *values: str) -> dict[str, Any]:
+        """Execute and undo it; the plan with what it really read."""
+        with self._connection.transaction(force_rollback=True):
+            return self._explain("ANALYZE, BUFFERS, ", name, [f"'{value}'" for value in values])["Plan"]
+
+    def _explain(self, options: str, name: str, values: list[str]) -> dict[str, Any]:
+        arguments = f"({', '.join(values)})" if values else ""
+        row = self._connection.execute(f"EXPLAIN ({options}FORMAT JSON) EXECUTE {name}{arguments}".encode()).fetchone()
+        assert row is not None
+        return row[0][0]
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def fill(postgres: Postgres, situation: str) -> None:
+    if FILL[situation]:
+        postgres.rows(FILL[situation])
+        postgres.rows(RECORDS)
+
+
+@pytest.fixture
+async def still(postgres: Postgres) -> Postgres:
+    """A new schema whose statistics change only when a test says so."""
+    await postgres.fresh()
+    postgres.rows("INSERT INTO durable.routes (workflow, version) SELECT 'w' || n, '1' FROM generate_series(1, 3) AS n")
+    for table in TABLES:
+        postgres.rows(f"ALTER TABLE durable.{table} SET (autovacuum_enabled = false)")
+    return postgres
+
+
+def analyze(postgres: Postgres) -> None:
+    for table in TABLES:
+        postgres.rows(f"VACUUM ANALYZE durable.{table}")
+
+
+@pytest.mark.parametrize("situation", FILL)
+async def test_P45_hot_statements_probe_indexes_only(still: Postgres, situation: str) -> None:
+    fill(still, situation)
+    analyze(still)
+    session = Session(still.url, still.schema)
+    found = {name: faults(session.plan(name)) for name in HOT}
+    session.close()
+    assert {name: fault for name, fault in found.items() if fault} == {}
+
+
+@pytest.mark.parametrize("situation", ["queued", "finished"])
+async def test_P45_a_plan_made_on_empty_tables_reads_little_of_full_ones(still: Postgres, situation: str) -> None:
+    analyze(still)
+    session = Session(still.url, still.schema)
+    fill(still, situation)
+    worker, batch = str(uuid4()), str(uuid4())
+    still.rows("INSERT INTO durable.workers SELECT %s, unnest(ARRAY['claim', 'flush']), now() + interval '1 h'", worker)
+    claim = session.run("claim_runs", worker, "0", "{1,2,3}", "10", batch, "{}", "{}", "{}")
+    next_ = session.run("claim_next", "0", "{1,2,3}")
+    session.close()
+    assert claim["Actual Rows"] == (10 if situation == "queued" else 0)
+    assert claim["Shared Hit Blocks"] + claim["Shared Read Blocks"] < 700
+    assert next_["Shared Hit Blocks"] + next_["Shared Read Blocks"] < 300
+
+
+@pytest.mark.parametrize("situation", ["queued", "finished"])
+async def test_P49_a_page_of_a_list_walks_the_primary_key(still: Postgres, situation: str) -> None:
+    fill(still, situation)
+    analyze(still)
+    store = await still.another()
+    found = await store.list_runs(RunFilter(), 100, None)
+    assert [run.id for run in found] == sorted((run.id for run in found), reverse=True)
+    text = statements("postgres", still.schema)["list_runs"]
+    values = {1: "0", 2: "ffffffff-ffff-ffff-ffff-ffffffffffff", 9: "100"}
+    for number in range(9, 0, -1):
+        text = text.replace(f"${number}", f"'{values[number]}'" if number in values else "NULL")
+    ((explained,),) = still.rows(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {text}")
+    assert faults(explained[0]["Plan"]) == []
+    assert len(found) == 100
+    assert explained[0]["Plan"]["Shared Hit Blocks"] < 1000
