@@ -192,7 +192,7 @@ def _cut(text: str, size: int, tail: float, gone: int) -> str:
     if len(text) <= size:
         return text
     mark = f"… [{len(text) - size + gone:,} characters left out] …"
-    size = max(0, size - len(mark))
+    size = max(0, size - len(mark.encode()))
     end = int(size * tail)
     return text[: size - end] + mark + (text[-end:] if end else "")
 
