@@ -56,19 +56,21 @@ class Commands:
             taken += ids
         return taken
 
-    async def flush(self, worker: str, times: int) -> dict[str, float]:
-        """So many flushes of one record for every run taken, without a pause; the longest one in seconds."""
+    async def flush(self, worker: str, times: int, callers: int = 1) -> dict[str, float]:
+        """So many flushes of one record a run by each of ``callers``, without a pause; the longest, in seconds."""
+        parts = [self.refs[n::callers] for n in range(callers)]
+        longest = await asyncio.gather(*(self.flush_part(worker, part, times) for part in parts))
+        self.seq += times
+        return {"longest": max(longest)}
+
+    async def flush_part(self, worker: str, refs: list[RunRef], times: int) -> float:
         longest = 0.0
-        began = time.monotonic()
-        for _ in range(times):
-            self.seq += 1
+        for seq in range(self.seq + 1, self.seq + 1 + times):
             sent = time.monotonic()
-            outcomes = await self.store.commit(
-                worker, [step(ref, self.seq, self.store.clock.now()) for ref in self.refs]
-            )
+            outcomes = await self.store.commit(worker, [step(ref, seq, self.store.clock.now()) for ref in refs])
             longest = max(longest, time.monotonic() - sent)
             assert set(outcomes) == {Outcome.APPLIED}
-        return {"longest": longest, "began": began, "ended": time.monotonic()}
+        return longest
 
     async def flush_for_ever(self, worker: str) -> None:
         """One line after each acknowledged flush."""

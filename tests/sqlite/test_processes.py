@@ -18,15 +18,15 @@ from durable.store import Hint
 from durable.stores.sqlite import SQLiteStore
 from durable.stores.sqlite import store as store_module
 from tests.sqlite.conftest import ROOT, Peer
-from tests.sqlite.peer import new_runs
+from tests.sqlite.peer import ROUTE, new_runs, step
 
 StartPeers = Callable[[int], Awaitable[list[Peer]]]
 
 
 @pytest.fixture
-def waiting(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+async def waiting(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """Set when a connection of this process has found the file busy and waits."""
-    loop, event, sleep = asyncio.get_event_loop(), asyncio.Event(), time.sleep
+    loop, event, sleep = asyncio.get_running_loop(), asyncio.Event(), time.sleep
 
     def seen(seconds: float) -> None:
         loop.call_soon_threadsafe(event.set)
@@ -46,7 +46,7 @@ def intact(path: Path) -> bool:
 
 async def test_P42_eight_processes_create_and_migrate_one_file(peers: StartPeers, path: Path) -> None:
     everyone = await peers(8)
-    assert os.listdir(path.parent) == []
+    assert not list(path.parent.iterdir())
     versions = await asyncio.gather(*(peer.ask("open") for peer in everyone))
     assert versions == [SQLiteStore(path).latest_version] * 8
 
@@ -60,17 +60,23 @@ async def test_P08_eight_processes_never_claim_one_run_twice(peers: StartPeers, 
     assert sorted(run_id for ids in taken for run_id in ids) == sorted(run.id for run in runs)
 
 
-async def test_two_busy_processes_take_turns(peers: StartPeers, store: SQLiteStore) -> None:
-    """Without the gap after a write, and with SQLite's own way of waiting, one of them waits for over a second."""
-    await store.create_runs(new_runs(400))
-    both = await peers(2)
-    for name, peer in zip("ab", both, strict=True):
-        await peer.ask("open")
-        assert len(await peer.ask("take", name, 200)) == 200
-    one, other = await asyncio.gather(*(peer.ask("flush", name, 150) for name, peer in zip("ab", both, strict=True)))
-    together = min(one["ended"], other["ended"]) - max(one["began"], other["began"])
-    assert together > 0.6 * (max(one["ended"], other["ended"]) - min(one["began"], other["began"]))
-    assert max(one["longest"], other["longest"]) < 0.7
+async def test_a_small_commit_finds_its_turn_beside_a_busy_process(peers: StartPeers, store: SQLiteStore) -> None:
+    """The longest wait is 0.03 s; with SQLite's own way of waiting and no gap after a write it was up to 0.75 s."""
+    await store.create_runs(new_runs(401))
+    (busy,) = await peers(1)
+    await busy.ask("open")
+    assert len(await busy.ask("take", "busy", 400)) == 400
+    await store.register("small", 60)
+    (run,) = (await store.claim("small", [ROUTE], 1, "batch", {})).runs
+    done = asyncio.ensure_future(busy.ask("flush", "busy", 60, 8))
+    waits: list[float] = []
+    while not done.done():
+        sent = time.monotonic()
+        await store.commit("small", [step(run.ref, len(waits) + 1, store.clock.now())])
+        waits.append(time.monotonic() - sent)
+    assert len(waits) > 20
+    assert max(waits) < 0.25
+    assert (await done)["longest"] < 0.8
 
 
 async def test_a_commit_of_another_process_is_a_hint_and_an_own_one_is_not(
@@ -175,7 +181,7 @@ FORK = """
 import asyncio, gc, os, sys
 from durable.errors import StoreUnavailable
 from durable.stores.sqlite import SQLiteStore
-from tests.sqlite.peer import new_runs
+from tests.sqlite.peer import ROUTE, new_runs, step
 
 store = SQLiteStore(sys.argv[1])
 

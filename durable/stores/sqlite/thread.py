@@ -29,6 +29,11 @@ class StoreThread:
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
+    @property
+    def has_calls(self) -> bool:
+        """Whether calls are waiting."""
+        return not self._calls.empty()
+
     def call(self, fn: Callable[[], T], then: Callable[[], None] | None = None) -> asyncio.Future[T]:
         """Call ``fn`` in the thread, and after its result is on the way, ``then``.
 

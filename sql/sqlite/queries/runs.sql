@@ -17,7 +17,7 @@ FROM durable_runs
 
 -- name: session_run_docs
 CREATE TEMP VIEW run_docs AS
-SELECT n, id, json_array(
+SELECT n, id, owner, claim, json_array(
     id, workflow, version, state, created_at, key, json(tags), started_at, ended_at, ready_at,
     reason, owner, claim, takeovers, shard, (SELECT input FROM durable_inputs WHERE run = n),
     result, error, seed, wakes, n) AS doc
