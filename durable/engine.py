@@ -44,6 +44,9 @@ Item = TypeVar("Item")
 
 _LIST_MOST = 1000
 
+_GOODBYE = 0.1
+"""Seconds that a worker's main grants to tasks that are still there when the engine has stopped; part of P03's one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[Item]):
@@ -153,7 +156,11 @@ class Engine:
 
     def run(self) -> None:
         """A worker's main: work until SIGTERM or SIGINT, drain, return. A second signal ends at once."""
-        asyncio.run(self._run())
+        loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(self._run())
+        finally:
+            _close(loop)
 
     async def _run(self) -> None:
         loop, stopping = asyncio.get_running_loop(), asyncio.Event()
@@ -483,6 +490,17 @@ class Engine:
         finally:
             if worker is not self._worker:
                 await worker.stop()
+
+
+def _close(loop: asyncio.AbstractEventLoop) -> None:
+    """As at the end of ``asyncio.run``, which would wait without limit for a step that ignores its cancellation."""
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.wait(left, timeout=_GOODBYE))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
 
 
 def _encoded(found: Workflow[Any, Any] | None, value: Any) -> str | None:
