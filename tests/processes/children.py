@@ -1,0 +1,191 @@
+"""Child processes as the tests see them: started, signalled, and waited for by what they say, never by time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from durable import Engine
+from tests.processes import flows
+from tests.processes.program import Config
+from tests.processes.stage import Effect, effects
+
+T = TypeVar("T")
+Event = dict[str, Any]
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 20.0
+"""Seconds that anything may take on a busy machine; what has a promised time is measured against that."""
+
+
+class Child:
+    """One worker process. Made by `Site.start`."""
+
+    def __init__(self, site: Site, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.events: list[Event] = []
+        self._site = site
+        self._process = process
+        self._log = log
+        self._pump = asyncio.get_running_loop().create_task(self._read())
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """What it has written to stderr."""
+        return self._log.read_text()
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def say(self, command: str) -> None:
+        """A command: the name of a gate, or what the program listens to. A stopped process reads it later."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{command}\n".encode())
+
+    async def expect(self, event: str, within: float = PATIENCE, **details: Any) -> Event:
+        """The next event of this name with these details; each event is returned once."""
+        _, found = await self._site.first([self], event, within, **details)
+        return found
+
+    def take(self, event: str, details: dict[str, Any]) -> Event | None:
+        for number, candidate in enumerate(self.events):
+            if candidate["event"] == event and details.items() <= candidate.items():
+                return self.events.pop(number)
+        return None
+
+    def unread(self, event: str) -> list[Event]:
+        """The events of this name that nobody has expected yet."""
+        return [candidate for candidate in self.events if candidate["event"] == event]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Lines of its log that are worse than INFO."""
+        return [line for line in self.log.splitlines() if line.startswith(("WARNING", "ERROR", "CRITICAL"))]
+
+    async def exit_code(self, within: float = PATIENCE) -> int:
+        """Its exit code; negative: the signal that ended it."""
+        async with asyncio.timeout(within):
+            code = await self._process.wait()
+            await self._pump
+        return code
+
+    async def end(self) -> None:
+        """Kill it if it is there, and collect it."""
+        if self._process.returncode is None:
+            self.signal(signal.SIGKILL)
+        await self.exit_code()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            self.events.append(json.loads(line))
+            self._site.news()
+
+
+class Site:
+    """One test's database, ledger and processes.
+
+    Attributes:
+        url: Of the store; empty at first.
+        ledger: The file that steps write their effects to, outside the engine.
+    """
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.ledger = folder / "ledger"
+        self.children: list[Child] = []
+        self._folder = folder
+        self._changed = asyncio.Event()
+
+    @property
+    def effects(self) -> list[Effect]:
+        return effects(self.ledger)
+
+    def done(self, run_id: str | None = None) -> list[str]:
+        """What was done, in order, for one run or for all."""
+        return [effect.what for effect in self.effects if run_id in (None, effect.run_id)]
+
+    async def start(self, **config: Any) -> Child:
+        """Start a worker process, with `program.Config`'s settings; it may not be up yet."""
+        argument = json.dumps(asdict(Config(url=self.url, ledger=str(self.ledger), **config)))
+        path = self._folder / f"log-{len(self.children)}"
+        with path.open("wb") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "tests.processes.program",
+                argument,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+        child = Child(self, process, path)
+        self.children.append(child)
+        return child
+
+    async def workers(self, number: int, **config: Any) -> list[Child]:
+        """Workers that are up."""
+        children = [await self.start(**config) for _ in range(number)]
+        for child in children:
+            await child.expect("up")
+        return children
+
+    async def worker(self, **config: Any) -> Child:
+        """A worker that is up."""
+        return (await self.workers(1, **config))[0]
+
+    @asynccontextmanager
+    async def client(self) -> AsyncGenerator[Engine]:
+        """An engine of the test process, without a worker."""
+        async with Engine(self.url, workflows=flows.ALL).client() as engine:
+            yield engine
+
+    async def first(
+        self, children: list[Child], event: str, within: float = PATIENCE, **details: Any
+    ) -> tuple[Child, Event]:
+        """The first of the children that says so, and what it says."""
+
+        def find() -> tuple[Child, Event] | None:
+            for child in children:
+                if (found := child.take(event, details)) is not None:
+                    return child, found
+            return None
+
+        return await self.until(find, within, f"{event} {details or ''}")
+
+    async def until(self, find: Callable[[], T | None], within: float, what: str) -> T:
+        """What ``find`` finds, which is asked again after every event of a child."""
+        try:
+            async with asyncio.timeout(within):
+                while (found := find()) is None:
+                    self._changed.clear()
+                    await self._changed.wait()
+                return found
+        except TimeoutError:
+            raise AssertionError(f"no {what} within {within:g} s\n{self.report()}") from None
+
+    def news(self) -> None:
+        self._changed.set()
+
+    def report(self) -> str:
+        """Logs and unread events of all children, for a failure's message."""
+        return "\n".join(f"-- {child.pid}: {child.events}\n{child.log}" for child in self.children)
+
+    async def close(self) -> None:
+        for child in self.children:
+            await child.end()
