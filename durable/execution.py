@@ -313,6 +313,8 @@ class Execution:
             if not self._giving_back:
                 self._giving_back = True
                 self._spawn(self.stop(UNWIND))
+        elif self._pulse.due:  # a park would lead back here, and without a linger never any further
+            self._pulse.fire()
         elif not self._parkable():
             self._pulse.arm()
             self._host.rested()

@@ -84,6 +84,12 @@ class Pulse:
             self._disarm()
             self._disarm = None
 
+    @property
+    def due(self) -> bool:
+        """Some timer's time has come."""
+        now = self._clock.now()
+        return any(due_at <= now for due_at, _ in self.timers.values())
+
     def fire(self) -> None:
         """What is due goes on, in the order in which it became due."""
         self._disarm = None
