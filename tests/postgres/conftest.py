@@ -49,15 +49,16 @@ class Postgres:
         return store
 
     async def expire(self, worker: str) -> None:
-        self.sql.execute(f"UPDATE {self.schema}.workers SET expires_at = now() WHERE id = %s", [worker])
+        self.rows("UPDATE durable.workers SET expires_at = now() WHERE id = %s", worker)
 
     def rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """The rows of ``query``, in which ``durable.`` is this test's schema."""
-        cursor = self.sql.execute(query.replace("durable.", f"{self.schema}."), parameters or None)
+        # Encoded: the driver's types want a text to be a literal.
+        cursor = self.sql.execute(query.replace("durable.", f"{self.schema}.").encode(), parameters or None)
         return cursor.fetchall() if cursor.description else []
 
     def drop(self) -> None:
-        self.sql.execute(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE")
+        self.rows(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE")
 
     async def close(self) -> None:
         for store in self._stores:

@@ -53,7 +53,7 @@ FILL = {
 RECORDS = """
     INSERT INTO durable.history (shard, run_id, failed, compensable, seq, at, duration, attempt, begun, kind, key)
     SELECT shard, id, false, false, 1, now(), 0, 1, 0, 'step', 'charge' FROM durable.runs;
-    INSERT INTO durable.keys SELECT shard, 'order', id::text, id, '' FROM durable.runs;
+    INSERT INTO durable.keys SELECT shard, 'order', id::text, id FROM durable.runs;
     INSERT INTO durable.claims (worker, batch, shard, run_ids, replay)
     SELECT gen_random_uuid(), gen_random_uuid(), 0, array_agg(id), '{}' FROM (SELECT id FROM durable.runs LIMIT 500) r;
 """
@@ -101,18 +101,19 @@ class Session:
             self.plan(name)
 
     def plan(self, name: str) -> dict[str, Any]:
-        return self._explain("", name, ["NULL"] * self._counts[name])["Plan"]
+        return self._explain("", name, ["NULL"] * self._counts[name])
 
     def run(self, name: str, *values: str) -> dict[str, Any]:
         """Execute and undo it; the plan with what it really read."""
         with self._connection.transaction(force_rollback=True):
-            return self._explain("ANALYZE, BUFFERS, ", name, [f"'{value}'" for value in values])["Plan"]
+            return self._explain("ANALYZE, BUFFERS, ", name, [f"'{value}'" for value in values])
 
     def _explain(self, options: str, name: str, values: list[str]) -> dict[str, Any]:
         arguments = f"({', '.join(values)})" if values else ""
         row = self._connection.execute(f"EXPLAIN ({options}FORMAT JSON) EXECUTE {name}{arguments}".encode()).fetchone()
         assert row is not None
-        return row[0][0]
+        plan: dict[str, Any] = row[0][0]["Plan"]
+        return plan
 
     def close(self) -> None:
         self._connection.close()

@@ -33,7 +33,6 @@ def _keys(runs: Sequence[NewRun]) -> list[Parameter]:
         *literals.columns(
             [run.workflow for run in runs],
             [run.key for run in runs],
-            [run.input_hash for run in runs],
             [run.request for run in runs],
         ),
     ]

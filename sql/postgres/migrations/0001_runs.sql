@@ -72,11 +72,10 @@ CREATE TABLE durable.history (
 
 -- One (workflow, key) is one run.
 CREATE TABLE durable.keys (
-    shard      smallint NOT NULL,
-    workflow   text     COLLATE "C" NOT NULL,
-    key        text     COLLATE "C" NOT NULL,
-    run_id     uuid     NOT NULL,
-    input_hash text     NOT NULL,
+    shard    smallint NOT NULL,
+    workflow text     COLLATE "C" NOT NULL,
+    key      text     COLLATE "C" NOT NULL,
+    run_id   uuid     NOT NULL,
     PRIMARY KEY (shard, workflow, key)
 ) WITH (vacuum_truncate = off);
 
@@ -114,6 +113,6 @@ INSERT INTO durable.history (shard, run_id, failed, compensable, seq, at, durati
 SELECT -1, gen_random_uuid(), false, false, 0, now(), 0, 0, 0, 'step', repeat('x', 200) FROM generate_series(1, 600);
 DELETE FROM durable.history WHERE shard = -1;
 
-INSERT INTO durable.keys (shard, workflow, key, run_id, input_hash)
-SELECT -1, '', n::text, gen_random_uuid(), repeat('x', 200) FROM generate_series(1, 600) AS n;
+INSERT INTO durable.keys (shard, workflow, key, run_id)
+SELECT -1, repeat('x', 200), n::text, gen_random_uuid() FROM generate_series(1, 600) AS n;
 DELETE FROM durable.keys WHERE shard = -1;

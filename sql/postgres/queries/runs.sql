@@ -1,14 +1,14 @@
 -- Triggers, reads and operators. "Marks": what separates the texts of a column, and stands for NULL in it.
 
 -- name: add_keys
--- $1 shards, $2 run ids, $3 and $4 marks, $5 workflows, $6 keys, $7 input hashes, $8 requests. First in its transaction and in one
+-- $1 shards, $2 run ids, $3 and $4 marks, $5 workflows, $6 keys, $7 requests. First in its transaction and in one
 -- order; a key that another transaction has inserted and not committed is waited for, at most lock_timeout. A run id
 -- that its user chose and that exists already gets no key.
-INSERT INTO durable.keys (shard, workflow, key, run_id, input_hash)
-SELECT n.shard, n.workflow, n.key, n.id, coalesce(n.input_hash, '')
+INSERT INTO durable.keys (shard, workflow, key, run_id)
+SELECT n.shard, n.workflow, n.key, n.id
 FROM unnest($1::smallint[], $2::uuid[], string_to_array($5, $3, $4), string_to_array($6, $3, $4),
-            string_to_array($7, $3, $4), string_to_array($8, $3, $4))
-     WITH ORDINALITY AS n (shard, id, workflow, key, input_hash, request, place)
+            string_to_array($7, $3, $4))
+     WITH ORDINALITY AS n (shard, id, workflow, key, request, place)
 LEFT JOIN LATERAL (
     SELECT true AS found, r.request, r.key FROM durable.runs AS r WHERE r.shard = n.shard AND r.id = n.id LIMIT 1
 ) AS run ON true
