@@ -54,7 +54,12 @@ def _annotated(found: Any) -> bool:
 
 def declares_result(function: Any) -> bool:
     """Whether a look at ``result_type(function)`` can bring anything; much cheaper than that."""
-    return not isinstance(function, types.FunctionType) or "return" in _raw(function)
+    if not isinstance(function, types.FunctionType):
+        return True
+    try:
+        return "return" in _raw(function)
+    except NameError:  # Python 3.14 evaluates annotations here; result_type says which name it was
+        return True
 
 
 def result_type(function: Any) -> Any:

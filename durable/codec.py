@@ -12,10 +12,10 @@ import hashlib
 import json
 import types
 import typing
+import weakref
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NewType, NoReturn
-from weakref import WeakKeyDictionary
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
@@ -192,6 +192,31 @@ class _TypedCodec(Codec):
         raise NotSerializable(f"{what} has no exact JSON form as {self._name}: {why}") from None
 
 
+class _LateCodec(Codec):
+    """For an annotation that cannot be evaluated yet: it is looked at again at the first use.
+
+    A workflow is decorated while its module is being imported; the class of its input may stand further down.
+    """
+
+    __slots__ = ("_find", "_found")
+
+    def __init__(self, find: Callable[[], Codec]) -> None:
+        super().__init__()
+        self._find = find
+        self._found: Codec | None = None
+
+    def round_trip(self, value: Any, what: str) -> tuple[str, Any]:
+        return self._resolved().round_trip(value, what)
+
+    def decode(self, text: str | None, what: str) -> Any:
+        return self._resolved().decode(text, what)
+
+    def _resolved(self) -> Codec:
+        if self._found is None:
+            self._found = self._find()
+        return self._found
+
+
 PLAIN = Codec()
 
 
@@ -205,14 +230,17 @@ def codec_for(annotation: Any) -> Codec:
     """
     if annotation is Any or annotation is object or annotation is MISSING:
         return PLAIN
-    if isinstance(annotation, type):
-        return _codec(annotation)
-    # `int | str` equals `str | int`, but the order can decide what a text is decoded to.
-    spelled = repr(annotation)
     try:
-        return _codec(annotation, spelled)
-    except TypeError:  # unhashable, such as Annotated[int, {...}]
-        return _codec_of_unhashable(annotation, spelled)
+        if isinstance(annotation, type):
+            return _codec(annotation)
+        # `int | str` equals `str | int`, but the order can decide what a text is decoded to.
+        spelled = repr(annotation)
+        try:
+            return _codec(annotation, spelled)
+        except TypeError:  # unhashable, such as Annotated[int, {...}]
+            return _codec_of_unhashable(annotation, spelled)
+    except _UnusableError as error:
+        return Codec(Unknown(str(error)))
 
 
 def result_codec(fn: Callable[..., Any], returns: Any = MISSING) -> Codec:
@@ -246,27 +274,38 @@ def input_codec(fn: Callable[..., Any]) -> tuple[bool, bool, Codec]:
             ``(ctx, input=default)``.
     """
     takes, has_default, declared = input_type(fn)
-    codec = Codec(declared, _INPUT_HINT) if isinstance(declared, Unknown) else codec_for(declared)
-    if codec.unknown is not None:
-        codec = Codec(codec.unknown, _INPUT_HINT)
+    codec = _codec_of(declared, _INPUT_HINT)
+    if codec.unknown is not None and codec.unknown.why:
+        codec = _LateCodec(lambda: _codec_of(input_type(fn)[2], _INPUT_HINT))
     return takes, has_default, codec
 
 
-_by_function: WeakKeyDictionary[Any, Codec] = WeakKeyDictionary()
+_by_function: weakref.WeakKeyDictionary[Any, Codec] = weakref.WeakKeyDictionary()
 
 
 def _result_codec(fn: Callable[..., Any]) -> Codec:
     function = underlying(fn)
     if not declares_result(function):
         return PLAIN  # not remembered: lambdas are made anew for each call
-    declared = result_type(function)
-    codec = Codec(declared) if isinstance(declared, Unknown) else codec_for(declared)
-    if not isinstance(fn, partial):
-        try:
-            _by_function[fn] = codec
-        except TypeError:  # found again each time
-            return codec
+    codec = _codec_of(result_type(function), _RESULT_HINT)
+    try:
+        if codec.unknown is not None and codec.unknown.why:
+            codec = _LateCodec(partial(_late_result, weakref.ref(function), codec))
+        _by_function[fn] = codec
+    except TypeError:  # it cannot be referred to weakly, and is looked at each time
+        return codec
     return codec
+
+
+def _late_result(function: weakref.ref[Any], unknown: Codec) -> Codec:
+    """``_by_function`` would keep a function alive for ever to which its own codec refers."""
+    found = function()
+    return unknown if found is None else _codec_of(result_type(found), _RESULT_HINT)
+
+
+def _codec_of(declared: Any, hint: str) -> Codec:
+    codec = Codec(declared, hint) if isinstance(declared, Unknown) else codec_for(declared)
+    return codec if codec.unknown is None else Codec(codec.unknown, hint)
 
 
 def _returned(returns: Any) -> Codec:
@@ -278,14 +317,18 @@ def _returned(returns: Any) -> Codec:
 
 @lru_cache(maxsize=1024)
 def _codec(annotation: Any, spelled: str = "") -> Codec:  # noqa: ARG001
-    """``spelled`` makes two orders of one union two keys."""
+    """``spelled`` makes two orders of one union two keys. What is raised is not remembered: it may pass."""
     if isinstance(annotation, typing.TypeVar):
-        return Codec(Unknown(f"the type variable {annotation} says nothing about the value"))
+        raise _UnusableError(f"the type variable {annotation} says nothing about the value")
     try:
         return _TypedCodec(annotation)
     except Exception as error:  # pydantic's, and whatever a type's own schema hook raises
         reason = str(error).partition("\n")[0][:200]
-        return Codec(Unknown(f"{described(annotation)} cannot be decoded from JSON: {reason}"))
+        raise _UnusableError(f"{described(annotation)} cannot be decoded from JSON: {reason}") from None
+
+
+class _UnusableError(Exception):
+    """An annotation is not a type that values can be decoded to."""
 
 
 _unhashable: dict[str, tuple[Any, Codec]] = {}

@@ -23,6 +23,7 @@ from pydantic import (
     field_serializer,
     field_validator,
 )
+from pydantic_core import core_schema
 
 from durable.codec import (
     DEFAULT_LIMIT,
@@ -57,9 +58,13 @@ from tests.unit.values import (
     Private,
     Ratio,
     Receipt,
+    Rounded,
     RushOrder,
+    Shortened,
     Silent,
     Slotted,
+    Swapped,
+    Upper,
     WithInitVar,
     Word,
 )
@@ -151,7 +156,7 @@ def test_P16_first_pass_and_replay_give_equal_values_of_equal_type(annotation: A
     assert seen == again == value
     assert type(seen) is type(again) is type(value)
     assert repr(seen) == repr(again)
-    assert codec.encode(again, WHAT) == text
+    assert codec.decode(codec.encode(again, WHAT), WHAT) == value
     json.loads(text, parse_constant=pytest.fail)  # JSON, without NaN
     assert not any(char in text for char in "\0\x1e\n")
 
@@ -179,8 +184,6 @@ def test_an_object_that_is_compared_by_identity_is_compared_by_what_it_holds() -
 
         @classmethod
         def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> Any:
-            from pydantic_core import core_schema
-
             return core_schema.no_info_after_validator_function(
                 lambda n: cls(abs(n)),
                 core_schema.int_schema(),
@@ -272,12 +275,18 @@ POISON: list[tuple[Any, Any, str]] = [
     (Receipt, ChildReceipt("o", 1.0), "ChildReceipt became Receipt"),
     (Private, None, "model_type"),
     (list[int], (1, 2), "tuple became list"),
+    (Shortened, Shortened([1, 2, 3]), r"3 items became 2 at \.root"),
+    (set[Slotted | Rounded], {Rounded(1.5)}, "an item changed"),
+    (dict[Word | Level, int], {"maybe": 1}, "cannot be decoded again"),
+    (Swapped, Swapped.BLACK, "the member changed"),
+    (Upper, {"a": 1}, "a key of type str changed"),
     (tuple[int, ...], [1, 2], "list became tuple"),
     (set[int], frozenset({1}), "frozenset became set"),
     (dict[str, Any], {"when": dt.datetime(2026, 1, 1, tzinfo=dt.UTC)}, r"datetime became str at \['when'\]"),
     (Box[Any], Box[Any](content=(1,)), r"tuple became list at \.content"),
     (dict[str, str], {1: "a", "1": "b"}, "2 keys became 1"),
     (dict[str, str], {1: "a"}, "key of type int"),
+    (dict[int, str], {1.0: "a"}, "a key of type float became int"),
     (str | dt.datetime, dt.datetime(2026, 1, 1, tzinfo=dt.UTC), "datetime became str"),
     (dt.datetime, dt.datetime(1890, 1, 1, tzinfo=PARIS), "time changed"),
     (int, "5", "str became int"),
@@ -438,6 +447,16 @@ def test_messages_name_types_and_places_but_no_values() -> None:
         assert "SECRET" not in "".join(traceback.format_exception(caught.value))
 
 
+class Broken(dict[str, int]):
+    """Cannot be walked through."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise RuntimeError("iter")
+
+    def items(self) -> Any:
+        raise RuntimeError("items")
+
+
 def test_whatever_user_code_raises_is_a_payload_error() -> None:
     class Evil(BaseModel):
         a: int
@@ -465,8 +484,6 @@ def test_whatever_user_code_raises_is_a_payload_error() -> None:
 
         @classmethod
         def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> Any:
-            from pydantic_core import core_schema
-
             return core_schema.no_info_after_validator_function(
                 cls,
                 core_schema.int_schema(),
@@ -479,5 +496,7 @@ def test_whatever_user_code_raises_is_a_payload_error() -> None:
         codec_for(Evil).encode(Evil.model_construct(a=2), WHAT)
     with pytest.raises(NotSerializable, match="encoding it raised"):
         codec_for(EvilOut).encode(EvilOut(a=1), WHAT)
+    with pytest.raises(NotSerializable, match="comparing raised RuntimeError"):
+        codec_for(dict[str, int]).encode(Broken(a=1), WHAT)
     with pytest.raises(NotSerializable, match="comparing raised TypeError"):
         codec_for(EvilEq).encode(EvilEq(1), WHAT)

@@ -101,6 +101,10 @@ def decorated(fn: Callable[..., Any]) -> Any:
     return wrapper
 
 
+class Partial(functools.partial[Any]):
+    pass
+
+
 CALLABLES: list[Any] = [
     gives,
     gives_async,
@@ -124,6 +128,7 @@ CALLABLES: list[Any] = [
     functools.lru_cache(gives),
     Receipt,
     functools.partial(Receipt, "o"),
+    Partial(gives),
 ]
 
 
@@ -158,14 +163,65 @@ def test_a_local_class_under_string_annotations_is_found_through_the_closure() -
     async def uses() -> Local:
         return Local(a=1)
 
+    async def takes(ctx: Any, value: Local) -> None:
+        assert isinstance(value, Local)
+        assert unassigned is None
+
     def silent() -> Any:
         return None
 
     silent.__annotations__["return"] = "Hidden"
     assert result_codec(uses) is codec_for(Local)
+    assert input_codec(takes) == (True, False, codec_for(Local))
     with pytest.raises(ResultTypeUnknown, match=r"'Hidden' cannot be evaluated.*NameError.*returns="):
         result_codec(silent).encode((1,), WHAT)
     assert result_codec(silent).encode([1], WHAT) == "[1]"
+    unassigned = None  # a variable of the closure that had no value yet
+
+
+def test_a_type_that_is_defined_later_is_found_at_the_first_use() -> None:
+    """A workflow is decorated while its module is imported: its input may be defined below it."""
+    scope: dict[str, Any] = {"__name__": "later", "BaseModel": BaseModel}
+    exec("async def flow(ctx, order: 'Later') -> 'Later': ...", scope)
+    _, _, codec = input_codec(scope["flow"])
+    result = result_codec(scope["flow"])
+    exec("class Later(BaseModel):\n    n: int", scope)
+    value = scope["Later"](n=1)
+    for one in (codec, result):
+        text, seen = one.round_trip(value, WHAT)
+        assert one.decode(text, WHAT) == seen == value
+
+
+def test_a_model_that_refers_to_a_later_one_is_completed_at_the_first_use() -> None:
+    scope: dict[str, Any] = {"__name__": __name__, "BaseModel": BaseModel}
+    exec("class Early(BaseModel):\n    part: 'Part'\nasync def flow(ctx, order: Early): ...", scope)
+    _, _, codec = input_codec(scope["flow"])
+    with pytest.raises(ResultTypeUnknown, match="Early cannot be decoded"):
+        codec_for(scope["Early"]).encode((1,), WHAT)
+    exec("class Part(BaseModel):\n    n: int\nEarly.model_rebuild()", scope)
+    value = scope["Early"](part=scope["Part"](n=1))
+    assert codec.round_trip(value, WHAT)[1] == value
+
+
+def test_a_function_with_a_name_that_is_never_defined_leaves_nothing_behind() -> None:
+    def made() -> Any:
+        def fn() -> Any: ...
+
+        fn.__annotations__["return"] = "Nowhere"
+        return fn
+
+    fn = made()
+    gone, codec = weakref.ref(fn), result_codec(fn)
+    assert result_codec(fn) is codec
+    assert codec.encode([1], WHAT) == "[1]"
+    del fn
+    gc.collect()
+    assert gone() is None
+    early = made()
+    codec = result_codec(early)
+    del early
+    gc.collect()
+    assert codec.encode([1], WHAT) == "[1]"
 
 
 def test_an_awaitable_that_does_not_say_of_what_is_no_type() -> None:

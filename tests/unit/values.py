@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field
 from decimal import Decimal
-from typing import Annotated, Generic, Literal, NamedTuple, NotRequired, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, NotRequired, TypeVar
 from uuid import UUID
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     PrivateAttr,
     RootModel,
     computed_field,
+    field_serializer,
 )
 from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic_core import core_schema
 from typing_extensions import TypedDict
 
 
@@ -194,3 +198,31 @@ class Base64Model(BaseModel):
 
 class Ratio(BaseModel):
     value: float
+
+
+class Shortened(RootModel[list[int]]):
+    @field_serializer("root")
+    def write(self, root: list[int]) -> list[int]:
+        return root[:2]
+
+
+@dataclass(frozen=True)
+class Rounded:
+    number: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "number", self.number * 2)
+
+
+class Swapped(enum.Enum):
+    BLACK = "black"
+    WHITE = "white"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> Any:
+        return core_schema.no_info_plain_validator_function(
+            lambda _: cls.WHITE, serialization=core_schema.plain_serializer_function_ser_schema(lambda one: one.value)
+        )
+
+
+Upper = dict[Annotated[str, AfterValidator(str.upper)], int]
