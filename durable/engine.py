@@ -316,15 +316,18 @@ class Engine:
         self._check_connected()
         if (run_id is None) == (key is None):
             raise InvalidArgument("give run_id or key")
-        found = self._find(workflow, None)
+        name = check_name(workflow, "workflow name") if isinstance(workflow, str) else workflow.name
+        found = None if isinstance(workflow, str) else self._find(workflow, None)
         if key is not None:
-            name = workflow if isinstance(workflow, str) else workflow.name
             run_id = await self._store.find_key(name, check_key(key, "key"))
             if run_id is None:
                 raise RunNotFound(f"no run of workflow {name!r} has the key {key!r}")
         assert run_id is not None
-        await self.get_run(run_id)
-        return self._handle(found, check_run_id(run_id), False)
+        run = await self.get_run(run_id)
+        if run.workflow != name:
+            raise RunNotFound(f"no run of workflow {name!r} has the id {run.id}: it is a run of {run.workflow!r}")
+        found = found or self._workflows.get(Route(run.workflow, run.version))
+        return self._handle(found, run.id, False)
 
     def _find(self, workflow: Workflow[Any, Any] | str, version: str | None) -> Workflow[Any, Any] | None:
         """The registered workflow; None for a name on a client-only engine."""

@@ -439,6 +439,8 @@ async def _body(execution: Execution, workflow: Workflow[Any, Any], ctx: Context
         return await workflow.fn(ctx)
     if execution.run.input is None and workflow.input_has_default:
         return await workflow.fn(ctx)
+    if execution.run.input is None:  # triggered by name, by a client that could not know
+        execution.refuse(PayloadError(f"workflow {workflow.name!r} needs an input, and the run has none"))
     try:
         value = workflow.input_codec.decode(execution.run.input, f"the input of workflow {workflow.name!r}")
     except PayloadError as error:
