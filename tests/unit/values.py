@@ -200,6 +200,16 @@ class Ratio(BaseModel):
     value: float
 
 
+class BareRatio(BaseModel):
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+    value: float
+
+
+class SpelledRatio(BaseModel):
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+    value: float
+
+
 class Shortened(RootModel[list[int]]):
     @field_serializer("root")
     def write(self, root: list[int]) -> list[int]:
