@@ -10,7 +10,7 @@ import contextvars
 import inspect
 import logging
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -128,6 +128,8 @@ async def invoke(call: Call, step: CurrentStep, threads: StillRunning) -> Any:
         TimeoutError: The timeout passed. A coroutine was cancelled; a thread goes on and its result is dropped.
         asyncio.CancelledError: The surrounding task was cancelled.
     """
+    if not call.on_loop:  # before the timeout begins: to wait for an earlier attempt is no attempt
+        await threads.ended(step.idempotency_key)
     token = _current.set(step)
     try:
         if call.timeout is None:
@@ -140,13 +142,17 @@ async def invoke(call: Call, step: CurrentStep, threads: StillRunning) -> Any:
             raise
         raise DurableError("the step function raised CancelledError, and nobody had cancelled it") from error
     except (SystemExit, KeyboardInterrupt) as error:
-        raise DurableError(f"the step function raised {type(error).__name__}") from error
+        raise _contained(error) from error
     finally:
         _current.reset(token)
 
 
+def _contained(error: BaseException) -> DurableError:
+    """Out of a task it would end the event loop, with every other run in it."""
+    return DurableError(f"the step function raised {type(error).__name__}")
+
+
 async def _in_thread(call: Call, step: CurrentStep, threads: StillRunning) -> Any:
-    await threads.ended(step.idempotency_key)
     future = threads.submit(step.idempotency_key, call.fn, *call.args)
     await asyncio.wait([future])  # cancelling the wait leaves the future alone: the thread is still tracked
     value = future.result()
@@ -156,7 +162,14 @@ async def _in_thread(call: Call, step: CurrentStep, threads: StillRunning) -> An
 async def _within(call: Call, step: CurrentStep, threads: StillRunning, timeout: float) -> Any:
     """In a task of its own, so that one that does not obey its cancellation can be left behind."""
     work: Awaitable[Any] = call.fn(*call.args) if call.on_loop else _in_thread(call, step, threads)
-    task = asyncio.ensure_future(work)
+
+    async def contained() -> Any:
+        try:
+            return await work
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise _contained(error) from error
+
+    task = asyncio.ensure_future(contained())
     try:
         done, _ = await asyncio.wait([task], timeout=timeout)
     except asyncio.CancelledError:
@@ -182,6 +195,14 @@ async def cancelled(task: asyncio.Future[Any], what: str) -> None:
 
 def log_abandoned(task: asyncio.Future[Any], what: str) -> None:
     """Say where user code that does not obey its cancellation stands."""
-    frames = task.get_stack() if isinstance(task, asyncio.Task) else []
-    stack = "".join(line for frame in frames for line in traceback.format_stack(frame, limit=1))
+    stack = "".join(_stack(task)) if isinstance(task, asyncio.Task) else ""
     _log.error("%s does not end %g s after its cancellation, and is abandoned. It stands at:\n%s", what, UNWIND, stack)
+
+
+def _stack(task: asyncio.Task[Any]) -> Iterator[str]:
+    """Down to where it is suspended; ``Task.get_stack`` has only the outermost frame, which is ours."""
+    awaited: Any = task.get_coro()
+    while awaited is not None:
+        if (frame := getattr(awaited, "cr_frame", None)) is not None:
+            yield from traceback.format_stack(frame, limit=1)
+        awaited = getattr(awaited, "cr_await", None)
