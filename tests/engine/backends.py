@@ -50,12 +50,12 @@ class Backend:
         **worker: Any,
     ) -> Engine:
         """An engine on this data; what is not named here is a ``WorkerOptions``."""
-        options = WorkerOptions(**{"drain_timeout": 2.0, **worker})
+        worker.setdefault("drain_timeout", 2.0)
         return Engine(
             self.store() if store is None else store,
             workflows=workflows,
             services=services,
-            worker=options,
+            worker=WorkerOptions(**worker),
             step_timeout=step_timeout,
         )
 
@@ -80,7 +80,7 @@ class Backend:
         """The run, once it is in ``state``; virtual time moves as far as that takes."""
         await self.idle(engine)
         async with asyncio.timeout(SOON):
-            while (run := await engine.get_run(run_id)).state is not state:
+            while (run := await engine.get_run(run_id)).state is not state:  # noqa: ASYNC110 - only ends are announced
                 await asyncio.sleep(0.002)
         return run
 

@@ -155,7 +155,7 @@ async def test_P53_nested_gathers_give_the_same_at_every_level(backend: Backend)
 
         found = await asyncio.gather(branch("a", "b"), branch("c", "d"))
         await ctx.sleep("nap", EVICT)
-        return found
+        return list(found)
 
     expected = [["a", "b", "after a"], ["c", "d", "after c"]]
     assert await backend.run(nested, linger=0) == expected

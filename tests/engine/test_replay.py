@@ -102,7 +102,7 @@ async def test_P15_gather_of_a_sleep_and_a_step_runs_the_step_once(backend: Back
         _, charged = await asyncio.gather(ctx.sleep("nap", EVICT), ctx.step("charge", charge))
         note(charged)
         await ctx.sleep("nap", EVICT)
-        return charged
+        return str(charged)
 
     assert await backend.run(both, linger=0) == "charged"
     assert passes.agree() == ["charged"]
@@ -156,7 +156,7 @@ async def test_P15_sequences_of_equal_names_in_gathered_coroutines_are_refused_b
 
         await asyncio.gather(one("a"), one("b"))
 
-    with pytest.raises(RunFailed, match="AmbiguousName.*two live tasks of this run use the name 'fetch'"):
+    with pytest.raises(RunFailed, match=r"AmbiguousName.*two live tasks of this run use the name 'fetch'"):
         await backend.run(swapped)
     assert calls == ["a"]
 
