@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from itertools import count
 from typing import Any
@@ -28,6 +29,7 @@ class Postgres:
         self.url = url
         self.schema = f"durable_{next(_numbers)}"
         self.sql = psycopg.connect(url, autocommit=True)
+        self._watching = psycopg.connect(url, autocommit=True)  # what others do is frozen inside a transaction
         self._stores: list[PostgresStore] = []
 
     async def fresh(self, **options: Any) -> PostgresStore:
@@ -57,6 +59,17 @@ class Postgres:
         cursor = self.sql.execute(query.replace("durable.", f"{self.schema}.").encode(), parameters or None)
         return cursor.fetchall() if cursor.description else []
 
+    async def until(self, question: str, *parameters: Any) -> None:
+        """Return when the server answers ``question`` with true."""
+
+        def answer() -> bool:
+            row = self._watching.execute(question.encode(), parameters or None).fetchone()
+            return row == (True,)
+
+        async with asyncio.timeout(10):
+            while not await asyncio.to_thread(answer):
+                continue
+
     def drop(self) -> None:
         self.rows(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE")
 
@@ -65,6 +78,7 @@ class Postgres:
             await store.close()
         self.drop()
         self.sql.close()
+        self._watching.close()
 
 
 @pytest.fixture

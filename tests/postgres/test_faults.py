@@ -150,10 +150,10 @@ async def test_P44_the_listening_connection_may_be_dropped(postgres: Postgres) -
     store, other = await postgres.fresh(), await postgres.another()
     heard: asyncio.Queue[Hint] = asyncio.Queue()
     store.subscribe(heard.put_nowait)
-    listening = "SELECT pid FROM pg_stat_activity WHERE query = %s AND datname = current_database()"
+    listening = "FROM pg_stat_activity WHERE query = %s AND datname = current_database()"
     for _ in range(2):
-        while not (pids := postgres.rows(listening, f'LISTEN "{postgres.schema}"')):
-            await store.get_runs([])
+        await postgres.until(f"SELECT count(*) = 2 {listening}", f'LISTEN "{postgres.schema}"')
+        pids = postgres.rows(f"SELECT pid {listening}", f'LISTEN "{postgres.schema}"')
         for (pid,) in pids:
             postgres.rows("SELECT pg_terminate_backend(%s, 10000)", pid)
         async with asyncio.timeout(10):
@@ -335,6 +335,38 @@ async def test_P36_a_key_that_another_transaction_holds_is_waited_for_with_a_bou
     await create(store, first)
 
 
+_WAITS = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s)"
+
+
+async def test_a_cancelled_task_leaves_the_lane_usable(postgres: Postgres) -> None:
+    """A native cancellation does reach the wire: the statement is cancelled, and the lane goes on."""
+    store = await postgres.fresh()
+    await create(store, new_run())
+    with postgres.sql.transaction():
+        postgres.rows("INSERT INTO durable.keys VALUES (0, 'order', 'k', gen_random_uuid())")
+        creating = asyncio.create_task(store.create_runs([new_run(key="k")]))
+        await postgres.until(_WAITS, f'%{postgres.schema}".keys%')
+        creating.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await creating
+        await create(store, new_run())
+        postgres.rows("DELETE FROM durable.keys WHERE key = 'k'")
+    await create(store, new_run(key="k"))
+
+
+async def test_closing_does_not_wait_for_a_transaction_that_hangs(postgres: Postgres) -> None:
+    store = await postgres.fresh()
+    await create(store, new_run())
+    with postgres.sql.transaction():
+        postgres.rows("INSERT INTO durable.keys VALUES (0, 'order', 'k', gen_random_uuid())")
+        creating = asyncio.create_task(store.create_runs([new_run(key="k")]))
+        await postgres.until(_WAITS, f'%{postgres.schema}".keys%')
+        async with asyncio.timeout(3):
+            await store.close()
+        with pytest.raises(StoreUnavailable):
+            await creating
+
+
 # -- the role's settings --------------------------------------------------------------------------
 
 
@@ -461,9 +493,7 @@ async def test_after_close_no_connection_and_no_task_is_left(postgres: Postgres)
     await worker.apply(run, record(1))
     await store.close()
     assert {task.get_name() for task in asyncio.all_tasks()} == before
-    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
-    async with asyncio.timeout(10):  # a backend takes a moment to notice that its client has gone
-        while postgres.rows(query, name) != [(0,)]:
-            await asyncio.to_thread(postgres.rows, "SELECT")
+    # A backend takes a moment to notice that its client has gone.
+    await postgres.until("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = %s)", name)
     with pytest.raises(StoreUnavailable):
         await worker.claim(routes=[ROUTE])

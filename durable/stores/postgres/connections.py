@@ -44,6 +44,7 @@ IDLE_TIMEOUT = 10.0
 PATIENCE = 40.0
 """Seconds without an answer after which a connection is hung up: the server would have ended the statement before."""
 
+_FAREWELL = 1.0  # seconds for a transaction that is on its way when the store is closed
 REPEATS = 10
 """How often a transaction that lost against another one is sent."""
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
@@ -59,7 +60,9 @@ _SETTINGS = {
 _DEFAULTS: dict[str, str | int] = {
     "application_name": "durable",
     "connect_timeout": 10,
-    "keepalives_idle": 10,
+    "keepalives_idle": 10,  # with the next two: a peer that is gone is noticed after 25 s, not after 11 minutes
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
     "tcp_user_timeout": 20_000,  # milliseconds
 }
 _SETUP = b"SELECT " + b", ".join(
@@ -121,9 +124,12 @@ class Server:
             raise self._unreachable(error) from None
         try:
             await set_up(connection)
-        except (psycopg.Error, OSError) as error:
+            require_utf8(connection)
+        except BaseException as error:  # a cancellation too, or the connection would be left open
             await connection.close()
-            raise self._unreachable(error) from None
+            if isinstance(error, (psycopg.Error, OSError)):
+                raise self._unreachable(error) from None
+            raise
         return connection
 
     def connect_sync(self) -> Sync:
@@ -136,9 +142,13 @@ class Server:
             connection = Connection.connect(
                 self.conninfo, autocommit=True, prepare_threshold=self.prepare_threshold, cursor_factory=RawCursor
             )
-            _adapt(connection)
+        except (psycopg.Error, OSError) as error:
+            raise self._unreachable(error) from None
+        _adapt(connection)
+        try:
             connection.execute(_SETUP, prepare=False)
         except (psycopg.Error, OSError) as error:
+            connection.close()
             raise self._unreachable(error) from None
         return connection
 
@@ -198,7 +208,7 @@ class Lane:
         self._name = name
         self._lock = asyncio.Lock()
         self._connection: Async | None = None
-        self._closed = False
+        self._closed = asyncio.Event()
         self.sent = 0.0
 
     async def transaction(self, *calls: Call) -> list[list[Row]]:
@@ -218,23 +228,30 @@ class Lane:
 
     async def open(self) -> None:
         """Connect now instead of at the first use."""
-        self._closed = False
+        self._closed.clear()
         await shielded(self._connected())
 
     async def close(self) -> None:
-        self._closed = True
-        await shielded(self._end())
-
-    async def _connected(self) -> Async:
-        if self._closed:
-            raise StoreUnavailable(f"{self._name}: the store is closed")
-        if self._connection is None or self._connection.closed:
-            self._connection = await self._server.connect()
-        return self._connection
+        """End the connection; a transaction that is on its way has a moment to end."""
+        self._closed.set()
+        if self._connection is not None:
+            impatience = asyncio.get_running_loop().call_later(_FAREWELL, hang_up, self._connection)
+            await shielded(self._end())
+            impatience.cancel()
 
     async def _end(self) -> None:
         async with self._lock:
             await self._drop()
+
+    async def _connected(self) -> Async:
+        if self._closed.is_set():
+            raise StoreUnavailable(f"{self._name}: the store is closed")
+        if self._connection is None or self._connection.closed:
+            self._connection = await self._server.connect()
+            if self._closed.is_set():  # meanwhile: nobody waits for a lane that is connecting
+                await self._drop()
+                raise StoreUnavailable(f"{self._name}: the store is closed")
+        return self._connection
 
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None

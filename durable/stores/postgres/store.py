@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from uuid import UUID
 
 from durable.clock import ServerClock
 from durable.errors import (
-    ConfigurationError,
     InvalidArgument,
     PayloadError,
     RunNotFound,
@@ -179,7 +179,8 @@ class PostgresStore:
     def renew(self, worker: str, lease: float) -> Renewal:
         """Extend the lease; from the heartbeat thread only."""
         renewal, sent = self._lease.renew(worker, lease)
-        if self._loop is not None and not self._loop.is_closed():
+        assert self._loop is not None, "renewed only between open and close"
+        with suppress(RuntimeError):  # the loop was closed meanwhile: nobody reads the clock any more
             # On the loop: the clock's two values are read there, and must not be seen half written.
             self._loop.call_soon_threadsafe(self._clock.observe, renewal.now, sent)
         return renewal
@@ -231,8 +232,6 @@ class PostgresStore:
             claim, self._call("claim_histories", worker, batch), self._call("claim_next", SHARD, turned)
         )
         self._clock.observe(now, lane.sent)
-        if any(row[2] not in self._routes.by_number for row in runs):
-            raise ConfigurationError("a run has a route that is not in the table of routes")
         return Claimed(rows.claimed(runs, histories, self._routes.by_number, worker, warm), next_ready_at)
 
     async def owned(self, worker: str) -> list[RunRef]:

@@ -11,8 +11,8 @@
 -- locked   the runs that change: locked in one order, and none is waited for.
 -- inserted the records whose run is this execution's and, when it changes too, was locked. A record that is there
 --          already breaks the transaction (23505) and the caller looks: DO NOTHING costs 2.4 µs a record of 8.
--- applied  has one possible plan, a probe of the primary key for each row. An UPDATE … FROM would do, and was planned
---          as a hash join with a scan of all runs when it was prepared on a small table.
+-- applied  has one possible plan, a probe of the primary key for each row. UPDATE … FROM costs the same (10.6 µs a run
+--          against 11.0, the machine busy), and prepared on an empty table it reads the whole index of runs for ever.
 WITH lane AS MATERIALIZED (
     SELECT 1 FROM durable.workers WHERE id = $1::uuid AND lane = 'flush' FOR KEY SHARE
 ), change AS MATERIALIZED (
