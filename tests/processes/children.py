@@ -183,8 +183,8 @@ class Site:
         self._changed.set()
 
     def report(self) -> str:
-        """Logs and unread events of all children, for a failure's message."""
-        return "\n".join(f"-- {child.pid}: {child.events}\n{child.log}" for child in self.children)
+        """Logs and the latest unread events of all children, for a failure's message."""
+        return "\n".join(f"-- {child.pid}: {child.events[-20:]}\n{child.log}" for child in self.children)
 
     async def close(self) -> None:
         for child in self.children:

@@ -81,6 +81,14 @@ async def spread(ctx: Context, item: int) -> int:
     return item
 
 
+@workflow
+async def busy(ctx: Context, item: int) -> int:
+    """The same with a word to the test at each end."""
+    result = await spread(ctx, item)
+    tell("did", item=item)
+    return result
+
+
 async def slow_note(what: str) -> int:
     await asyncio.sleep(0.01)
     return stage.effect(what)
@@ -312,7 +320,7 @@ BEFORE_SIGTERM = [kind for kind in BEFORE if kind != "→ pending"]
 """What a worker writes by itself when it is continued."""
 
 ALL: tuple[Workflow[Any, Any], ...] = (
-    *(three_steps, steady, quick, spread, loaded, nap_between, works_on),
+    *(three_steps, steady, quick, spread, busy, loaded, nap_between, works_on),
     *(undone, endless, drained, blocks_the_loop, deadly),
     *BEFORE.values(),
 )

@@ -78,8 +78,8 @@ async def test_P03_after_stop_nothing_of_the_engine_is_left(site: Site, tmp_path
         assert await done.result(timeout=10) == 1
         while await parked.status() is not State.SLEEPING:  # each look is a round trip to the store
             continue
-    assert asyncio.all_tasks() == tasks
-    assert set(threading.enumerate()) == threads
+    assert asyncio.all_tasks() <= tasks
+    assert set(threading.enumerate()) <= threads  # the watcher of an earlier test's process may end meanwhile
     assert await asyncio.to_thread(connections_left, site.url) == []
 
 

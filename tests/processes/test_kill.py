@@ -60,7 +60,7 @@ async def test_P02_kill_between_two_compensations_the_rest_is_undone_in_reverse_
 
 async def test_P06_a_run_that_kills_five_workers_is_given_up_and_its_neighbours_go_on(site: Site) -> None:
     lengths = [15, 20]
-    await site.workers(6, options={"lease": 0.5})
+    await site.workers(6, options={"lease": 0.7})
     async with site.client() as client:
         neighbours = await client.trigger_many(flows.steady, lengths)
         deadly = await client.trigger(flows.deadly)
