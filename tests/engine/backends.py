@@ -7,6 +7,7 @@ a store. It knows nothing of single promises.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -160,3 +161,26 @@ class Passes:
             assert noted == last[: len(noted)]
             assert [type(value) for value in noted] == [type(value) for value in last[: len(noted)]]
         return last
+
+
+class Listener(logging.Handler):
+    """Hears a line of the log.
+
+    Args:
+        text: Some part of it.
+
+    Attributes:
+        heard: Set once the line is there.
+        line: The line.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.heard = asyncio.Event()
+        self.line = ""
+        self._text = text
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._text in record.getMessage():
+            self.line = record.getMessage()
+            self.heard.set()
