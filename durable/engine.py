@@ -216,6 +216,8 @@ class Engine:
             await self._store.migrate()
 
     async def _disconnect(self) -> None:
+        if not self._connected:  # stopped twice: the store may be another engine's too
+            return
         self._connected = False
         await self._creator.drained()
         await self._results.stop()

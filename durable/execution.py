@@ -114,7 +114,8 @@ class Execution:
     @property
     def resting(self) -> bool:
         """Only time, or something from outside, can move this run."""
-        return not self._busy and not self._pulse.ticking and bool(self._pulse.timers)
+        # One that is parked and still here waits for the commit of its park.
+        return not self._busy and not self._pulse.ticking and bool(self._pulse.timers) and not self.parked
 
     # -- operations -------------------------------------------------------------------------------
 

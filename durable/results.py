@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from durable.errors import StoreUnavailable
+from durable.errors import ConfigurationError, StoreUnavailable
 from durable.model import Run
 from durable.store import Hint, Store
 
@@ -44,7 +44,8 @@ class Results:
             await asyncio.wait([self._task])
         for futures in self._awaited.values():
             for future in futures:
-                future.cancel()
+                if not future.done():
+                    future.set_exception(ConfigurationError("the engine was stopped; the run is not touched by that"))
         self._awaited.clear()
 
     def ended(self, run_id: str) -> None:
