@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from durable import Context, Engine, Workflow, WorkerOptions, workflow
+from durable import Context, Engine, WorkerOptions, Workflow, workflow
 from durable.model import Outcome, RunWrite
+from durable.states import TERMINAL
 from durable.store import Store
 from durable.stores import store_for
 from durable.testing.postgres import own_postgres
@@ -45,22 +46,31 @@ async def one_step(ctx: Context, start: int) -> int:
     return await ctx.step("add", add, start, 1)
 
 
-@dataclass
 class Flushes:
-    """Counts what the committer sends."""
+    """Counts what the committer sends, and knows when all runs have ended."""
 
-    flushes: int = 0
-    records: int = 0
+    def __init__(self, store: Store) -> None:
+        self.flushes = self.records = self._ended = self._expected = 0
+        self._all_ended = asyncio.Event()
+        self._commit = store.commit
+        store.commit = self._counted  # type: ignore[method-assign]
 
-    def watch(self, store: Store) -> None:
-        commit = store.commit
+    def expect(self, runs: int) -> None:
+        self.flushes = self.records = self._ended = 0
+        self._expected = runs
+        self._all_ended.clear()
 
-        async def counted(worker: str, writes: Sequence[RunWrite]) -> list[Outcome]:
-            self.flushes += 1
-            self.records += sum(len(write.records) for write in writes)
-            return await commit(worker, writes)
+    async def all_ended(self) -> None:
+        await self._all_ended.wait()
 
-        store.commit = counted  # type: ignore[method-assign]
+    async def _counted(self, worker: str, writes: Sequence[RunWrite]) -> list[Outcome]:
+        outcomes = await self._commit(worker, writes)
+        self.flushes += 1
+        self.records += sum(len(write.records) for write in writes)
+        self._ended += sum(write.change is not None and write.change.state in TERMINAL for write in writes)
+        if self._ended >= self._expected:
+            self._all_ended.set()
+        return outcomes
 
 
 @dataclass
@@ -108,8 +118,8 @@ class Bench:
         self.postmaster = postmaster
 
     def engine(self) -> tuple[Engine, Flushes]:
-        store, flushes = store_for(self.url, "durable"), Flushes()
-        flushes.watch(store)
+        store = store_for(self.url, "durable")
+        flushes = Flushes(store)
         options = WorkerOptions(concurrency=self.in_flight)
         return Engine(store, workflows=[ten_steps, one_step], worker=options), flushes
 
@@ -118,11 +128,11 @@ class Bench:
         engine, flushes = self.engine()
         async with engine.client():
             for first in range(0, runs, 5000):
-                handles = await engine.trigger_many(work, list(range(first, min(first + 5000, runs))))
+                await engine.trigger_many(work, list(range(first, min(first + 5000, runs))))
         async with self.measured(f"{work.name}, {self.in_flight} in flight, drained", runs, steps, flushes) as measure:
             async with engine:
-                await self.until_ended(engine, runs, handles[-1])
-            measure()
+                await flushes.all_ended()
+                measure()
         return self.figures
 
     async def together(self, work: Workflow[int, int], runs: int, steps: int) -> Figures:
@@ -132,23 +142,16 @@ class Bench:
             name = f"{work.name}, {self.in_flight} in flight, with triggers"
             async with self.measured(name, runs, steps, flushes) as measure:
                 for first in range(0, runs, 500):
-                    handles = await engine.trigger_many(work, list(range(first, min(first + 500, runs))))
-                await self.until_ended(engine, runs, handles[-1])
+                    await engine.trigger_many(work, list(range(first, min(first + 500, runs))))
+                await flushes.all_ended()
                 measure()
         return self.figures
-
-    async def until_ended(self, engine: Engine, runs: int, last: Any) -> None:
-        await last.result()
-        while (await engine.list_runs(state="pending", limit=1)).items:
-            await asyncio.sleep(0.02)
-        while (await engine.list_runs(state="running", limit=1)).items:
-            await asyncio.sleep(0.005)
 
     @contextlib.asynccontextmanager
     async def measured(self, name: str, runs: int, steps: int, flushes: Flushes) -> Any:
         pids = server_pids(self.postmaster)
         before, client, started = processes_cpu(pids), time.process_time(), time.monotonic()
-        flushes.flushes = flushes.records = 0
+        flushes.expect(runs)
 
         def measure() -> None:
             seconds = time.monotonic() - started

@@ -168,7 +168,7 @@ class Machine:
     # what the execution does
 
     def go(self, op: Operation) -> None:
-        """The operation may go on: to its recorded result, to the result that has waited for its turn, or to its start."""
+        """The operation may go on: to its recorded result, to the one that has waited for its turn, or to its start."""
         task, node = self.owners[op.key]
         if op.recorded is not None:
             self.finish(task, node, op, self.core.deliver(op).failed)
