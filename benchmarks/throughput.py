@@ -16,10 +16,9 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from durable import Context, Engine, WorkerOptions, Workflow, workflow
 from durable.model import Outcome, RunWrite
@@ -129,48 +128,38 @@ class Bench:
         async with engine.client():
             for first in range(0, runs, 5000):
                 await engine.trigger_many(work, list(range(first, min(first + 5000, runs))))
-        async with self.measured(f"{work.name}, {self.in_flight} in flight, drained", runs, steps, flushes) as measure:
-            async with engine:
-                await flushes.all_ended()
-                measure()
-        return self.figures
+        meter = self.meter(flushes, runs)
+        async with engine:
+            await flushes.all_ended()
+            return meter(f"{work.name}, {self.in_flight} in flight, drained", runs, steps)
 
     async def together(self, work: Workflow[int, int], runs: int, steps: int) -> Figures:
         """The worker runs while the runs are triggered."""
         engine, flushes = self.engine()
         async with engine:
-            name = f"{work.name}, {self.in_flight} in flight, with triggers"
-            async with self.measured(name, runs, steps, flushes) as measure:
-                for first in range(0, runs, 500):
-                    await engine.trigger_many(work, list(range(first, min(first + 500, runs))))
-                await flushes.all_ended()
-                measure()
-        return self.figures
+            meter = self.meter(flushes, runs)
+            for first in range(0, runs, 500):
+                await engine.trigger_many(work, list(range(first, min(first + 500, runs))))
+            await flushes.all_ended()
+            return meter(f"{work.name}, {self.in_flight} in flight, with triggers", runs, steps)
 
-    @contextlib.asynccontextmanager
-    async def measured(self, name: str, runs: int, steps: int, flushes: Flushes) -> Any:
-        pids = server_pids(self.postmaster)
-        before, client, started = processes_cpu(pids), time.process_time(), time.monotonic()
+    def meter(self, flushes: Flushes, runs: int) -> Callable[[str, int, int], Figures]:
+        """Measure from here; what is returned ends it."""
         flushes.expect(runs)
+        before, client = processes_cpu(server_pids(self.postmaster)), time.process_time()
+        started = time.monotonic()
 
-        def measure() -> None:
-            seconds = time.monotonic() - started
-            now = server_pids(self.postmaster)
-            self.figures = Figures(
-                name,
-                runs,
-                runs * steps,
-                seconds,
-                time.process_time() - client,
-                processes_cpu(now) - before,
-                flushes.records / max(1, flushes.flushes),
-            )
+        def measured(name: str, runs: int, steps: int) -> Figures:
+            seconds, client_cpu = time.monotonic() - started, time.process_time() - client
+            server_cpu = processes_cpu(server_pids(self.postmaster)) - before
+            batch = flushes.records / max(1, flushes.flushes)
+            return Figures(name, runs, runs * steps, seconds, client_cpu, server_cpu, batch)
 
-        yield measure
+        return measured
 
 
 @contextlib.contextmanager
-def store_url(kind: str) -> Iterator[tuple[str, int | None]]:
+def store_url(kind: str) -> Generator[tuple[str, int | None]]:
     if kind == "postgres":
         with own_postgres() as server:
             yield server.database("bench"), server.pid
@@ -185,11 +174,12 @@ async def scenarios(url: str, postmaster: int | None, args: argparse.Namespace) 
     bench = Bench(url, args.in_flight, postmaster)
     print(HEAD, flush=True)
     await bench.drained(ten_steps, 500, 10)  # warms up: plans, caches
-    for name, scenario in (
+    plan: list[tuple[str, Callable[[], Awaitable[Figures]]]] = [
         ("ten", lambda: bench.drained(ten_steps, args.runs, 10)),
         ("one", lambda: bench.drained(one_step, args.runs * 2, 1)),
         ("together", lambda: bench.together(one_step, args.runs * 2, 1)),
-    ):
+    ]
+    for name, scenario in plan:
         if args.only in (None, name):
             for _ in range(args.repeat):
                 print((await scenario()).row(), flush=True)
@@ -202,16 +192,10 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3, help="measurements of each scenario (3)")
     parser.add_argument("--store", choices=("postgres", "sqlite", "memory"), default="postgres")
     parser.add_argument("--only", choices=("ten", "one", "together"))
-    parser.add_argument("--uvloop", action="store_true", help="run the client on uvloop")
     args = parser.parse_args()
     with store_url(args.store) as (url, postmaster):
         print(f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, {args.store}")
-        if args.uvloop:
-            import uvloop
-
-            uvloop.run(scenarios(url, postmaster, args))
-        else:
-            asyncio.run(scenarios(url, postmaster, args))
+        asyncio.run(scenarios(url, postmaster, args))
 
 
 if __name__ == "__main__":

@@ -101,9 +101,9 @@ class Machine:
     program: Node
     history: Sequence[Record]
     crash_at: int | None = None
-    ready: list[tuple[Task, Exception | None]] = field(default_factory=list)
-    started: list[str] = field(default_factory=list)
-    executing: list[tuple[int, int, Operation, Node]] = field(default_factory=list)
+    ready: list[tuple[Task, Exception | None]] = field(default_factory=list[tuple["Task", Exception | None]])
+    started: list[str] = field(default_factory=list[str])
+    executing: list[tuple[int, int, Operation, Node]] = field(default_factory=list[tuple[int, int, Operation, Node]])
     now: int = 0
     idle: int = 0
     effects: int = 0
@@ -120,7 +120,7 @@ class Machine:
         if node.kind == "step":
             return (yield ("step", node))
         if node.kind == "seq":
-            values = []
+            values: list[Any] = []
             for child in node.children:
                 values.append((yield from self.interpret(child, task)))
             return values
