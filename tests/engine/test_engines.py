@@ -222,7 +222,7 @@ async def test_wrong_calls_in_a_workflow_are_errors_of_the_workflow(backend: Bac
     async def misuses(ctx: Context) -> list[str]:
         found: list[str] = []
         wrong: Any = ctx
-        for call in (
+        calls: tuple[Callable[[], Awaitable[None]], ...] = (
             lambda: wrong.step("a/b", nothing),
             lambda: wrong.step("a", 5),
             lambda: wrong.step("a", nothing, retry=0),
@@ -230,7 +230,8 @@ async def test_wrong_calls_in_a_workflow_are_errors_of_the_workflow(backend: Bac
             lambda: wrong.sleep("a", -1),
             lambda: wrong.sleep("a", "soon"),
             lambda: wrong.sleep_until("a", ctx.now().replace(tzinfo=None)),
-        ):
+        )
+        for call in calls:
             try:
                 await call()
             except InvalidArgument as error:

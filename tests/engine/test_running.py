@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from durable import Context, CurrentStep, DurableError, RunFailed, current_step, workflow
+from durable import Context, CurrentStep, DurableError, Retry, RunFailed, current_step, workflow
 from tests.engine.backends import Backend, Passes
 
 
@@ -253,7 +253,7 @@ async def test_the_idempotency_key_is_the_same_for_every_attempt_and_told_before
     @workflow
     async def foresees(ctx: Context) -> str:
         expected = ctx.idempotency_key("flaky")
-        await ctx.step("flaky", flaky, retry=3)
+        await ctx.step("flaky", flaky, retry=Retry(3, initial_delay=0.01))
         return expected
 
     async with backend.engine(foresees) as engine:
