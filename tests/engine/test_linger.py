@@ -41,10 +41,10 @@ class Effects:
         @workflow
         async def sequence(ctx: Context) -> list[str]:
             found: list[str] = []
-            for n in range(4):
-                found.append(await ctx.step("item", self.do, f"item {n}"))
+            for name in ("a", "b", "c", "d"):
+                found.append(await ctx.step("item", self.do, name))
                 await ctx.sleep("nap", EVICT)
-                found.append(await ctx.step("flaky", self.flaky, f"flaky {n}", retry=retry))
+                found.append(await ctx.step("flaky", self.flaky, f"flaky {name}", retry=retry))
             return found
 
         @workflow
