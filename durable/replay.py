@@ -186,7 +186,7 @@ class Replay:
         self._woken = _SEVERAL
         if op.recorded is not None:
             self._due = sorted(entry for entry in self._due if entry[1] != op.key)
-            self._left -= 1
+            self._left -= op.kind is not Kind.UNDO
         elif op in self._held:
             self._held.remove(op)
         elif op in self._offered:
@@ -240,7 +240,7 @@ class Replay:
         """Hand over the recorded result of ``op``."""
         assert op.recorded is not None
         self._close(op)
-        self._left -= 1
+        self._left -= op.kind is not Kind.UNDO
         self.now = max(self.now, op.recorded.at)
         return op.recorded
 
@@ -281,7 +281,7 @@ class Replay:
         return Record(self.seq, key, Kind.ATTEMPT, at, data, True, attempt, duration, due_at=due_at)
 
 
-_RESULTS = frozenset({Kind.STEP, Kind.WOKE, Kind.UNDO})
+_RESULTS = frozenset({Kind.STEP, Kind.WOKE})  # what the function waits for; a compensation is begun by the engine
 
 
 def _unfinished(records: Mapping[str, Record]) -> set[str]:

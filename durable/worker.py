@@ -17,7 +17,7 @@ from typing import Any
 from durable.committer import Committer
 from durable.context import Context
 from durable.durations import seconds
-from durable.errors import InvalidArgument, PayloadError, StoreUnavailable
+from durable.errors import DurableError, InvalidArgument, PayloadError, StoreUnavailable
 from durable.execution import Execution
 from durable.heartbeat import Heartbeat
 from durable.ids import new_id
@@ -434,6 +434,14 @@ class Worker:
 
 
 async def _body(execution: Execution, workflow: Workflow[Any, Any], ctx: Context) -> Any:
+    """The workflow function; what would end the event loop, with every other run in it, fails this run alone."""
+    try:
+        return await _called(execution, workflow, ctx)
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise DurableError(f"the workflow function raised {type(error).__name__}") from error
+
+
+async def _called(execution: Execution, workflow: Workflow[Any, Any], ctx: Context) -> Any:
     """The workflow function with its decoded input; an input that does not decode pauses the run."""
     if not workflow.takes_input:
         return await workflow.fn(ctx)
