@@ -27,7 +27,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.types.string import TextLoader
 
 from durable.errors import ConfigurationError, InvalidArgument, StoreUnavailable, without_password
-from durable.stores.postgres.failures import repeatable, translated
+from durable.stores.postgres.failures import repeatable, spoilt, translated
 from durable.stores.postgres.literals import Ids, IdsDumper, Parameter
 
 Row = tuple[Any, ...]
@@ -59,6 +59,7 @@ _SETTINGS = {
 }
 _DEFAULTS: dict[str, str | int] = {
     "application_name": "durable",
+    "target_session_attrs": "read-write",  # of several hosts, the primary; a standby is refused with its reason
     "connect_timeout": 10,
     "keepalives_idle": 10,  # with the next two: a peer that is gone is noticed after 25 s, not after 11 minutes
     "keepalives_interval": 5,
@@ -267,16 +268,16 @@ class Lane:
         self.sent = time.monotonic()
         try:
             return await exchange(connection, calls)
-        except BaseException:
-            await self._recover(connection)
+        except BaseException as error:
+            await self._recover(connection, error)
             raise
 
-    async def _recover(self, connection: Async) -> None:
+    async def _recover(self, connection: Async, error: BaseException) -> None:
         """After a failure: out of the aborted transaction, or out of the connection."""
         if not connection.closed and connection.info.transaction_status is TransactionStatus.INERROR:
             with suppress(psycopg.Error):
                 await connection.rollback()
-        if connection.closed or connection.info.transaction_status is not TransactionStatus.IDLE:
+        if spoilt(error) or connection.closed or connection.info.transaction_status is not TransactionStatus.IDLE:
             await self._drop()
 
 

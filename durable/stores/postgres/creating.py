@@ -43,7 +43,7 @@ def _runs(runs: Sequence[NewRun], routes: Mapping[Route, int]) -> list[Parameter
         literals.scalars([run.shard for run in runs]),
         literals.ids([run.id for run in runs]),
         literals.scalars([routes[Route(run.workflow, run.version)] for run in runs]),
-        literals.times_or_null([run.ready_at for run in runs]),
+        literals.times([run.ready_at for run in runs]),
         literals.scalars([run.delay for run in runs]),
         *literals.columns(
             [run.workflow for run in runs],

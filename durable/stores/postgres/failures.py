@@ -25,6 +25,7 @@ _REFUSED = ("22", "23", "54")
 _REPEAT = ("40001", "40P01")
 _MISSING = ("42P01", "42703", "3F000", "42704")  # table, column, schema, object
 _STATEMENT_LOST = ("26000", "42P05")  # a prepared statement that is not there, or there twice: a transaction pooler
+_PLAN_OUTDATED = "0A000"  # the result of a prepared statement has other types since a migration
 
 
 def translated(error: Exception, doing: str) -> DurableError:
@@ -43,7 +44,7 @@ def translated(error: Exception, doing: str) -> DurableError:
         return PayloadError(f"the database refuses the data: {message}")
     if state == "55P03" or (state == "57014" and "lock" in text):
         return StoreUnavailable(f"{message}; another transaction holds what this one needs")
-    if state[:2] in _UNAVAILABLE or state == "0A000":  # 0A000: a cached plan that a migration has outdated
+    if state[:2] in _UNAVAILABLE or state == _PLAN_OUTDATED:
         return StoreUnavailable(message)
     if state in _STATEMENT_LOST:
         return StoreUnavailable(f"{message}; behind a transaction pooler use prepare_threshold=None")
@@ -61,3 +62,8 @@ def translated(error: Exception, doing: str) -> DurableError:
 def repeatable(error: BaseException) -> bool:
     """Whether the transaction lost against another one and can be sent again as it is."""
     return isinstance(error, psycopg.Error) and error.sqlstate in _REPEAT
+
+
+def spoilt(error: BaseException) -> bool:
+    """Whether the connection's prepared statements do not serve any more, so that it has to be replaced."""
+    return isinstance(error, psycopg.Error) and error.sqlstate in {*_STATEMENT_LOST, _PLAN_OUTDATED}

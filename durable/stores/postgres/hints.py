@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import psycopg
 
-from durable.errors import StoreUnavailable, without_password
+from durable.errors import DurableError, without_password
 from durable.store import Hint
 from durable.stores.postgres.connections import Async, Server
 
@@ -47,15 +47,15 @@ class Hints:
         self._me = secrets.token_hex(8)
         self._subscribers: dict[object, Callable[[Hint], None]] = {}
         self._pending = Hint(0)
-        self._wanted = asyncio.Event()
-        self._listening = asyncio.Event()
         self._greeting = False
-        self._heard_myself = asyncio.Event()
         self._closing = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._wanted, self._listening, self._heard_myself = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     def open(self) -> None:
+        """Begin to listen, on the running loop, which need not be that of an earlier opening."""
         self._closing = False
+        self._wanted, self._listening, self._heard_myself = asyncio.Event(), asyncio.Event(), asyncio.Event()
         loops = (self._listen_always(), self._notify_always(), self._test_myself())
         self._tasks = [asyncio.get_running_loop().create_task(loop) for loop in loops]
 
@@ -97,7 +97,7 @@ class Hints:
                     self._listening.set()
                     async for notification in connection.notifies():
                         self._on_notification(notification.payload)
-            except (psycopg.Error, OSError, StoreUnavailable) as error:
+            except (psycopg.Error, OSError, DurableError) as error:
                 _log.info("not listening, trying again in %.1f s: %s", pause, error)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _RETRY_MAX)
@@ -137,7 +137,7 @@ class Hints:
                     if connection is None or connection.closed:
                         connection = await self._server.connect()
                     await connection.execute(self._notify, [self._channel, self._payload(hint)])
-                except (psycopg.Error, OSError, StoreUnavailable) as error:
+                except (psycopg.Error, OSError, DurableError) as error:
                     _log.info("a hint is lost, others find the work by polling: %s", error)
                     if connection is not None:
                         await connection.close()

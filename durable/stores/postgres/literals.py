@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import struct
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from psycopg.adapt import Dumper
@@ -19,6 +19,7 @@ from psycopg.pq import Format
 from durable.errors import PayloadError
 
 _UUID = 2950  # its oid
+_EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 
 MAX_TEXT = 256 * 1024 * 1024
 """Characters of one parameter. The server ends at 1 GB, where it breaks instead of refusing; a batch that is refused
@@ -109,10 +110,6 @@ def words(values: Iterable[str]) -> str:
     return "{" + ",".join(values) + "}"
 
 
-def times(values: Sequence[datetime]) -> str:
-    """For ``to_timestamp``: seconds since 1970 as float8, which are exact to the microsecond for 285 years."""
-    return "{" + str([value.timestamp() for value in values])[1:-1] + "}"
-
-
-def times_or_null(values: Sequence[datetime | None]) -> str:
-    return scalars([None if value is None else value.timestamp() for value in values])
+def times(values: Sequence[datetime | None]) -> str:
+    """Microseconds since 1970 as bigint, which server and client turn into times exactly until the year 2255."""
+    return scalars([None if value is None else (value - _EPOCH) // _MICROSECOND for value in values])

@@ -23,11 +23,14 @@ from durable.stores.postgres.connections import (
     set_up,
     shielded,
 )
-from durable.stores.postgres.failures import repeatable, translated
+from durable.stores.postgres.failures import repeatable, spoilt, translated
 from durable.stores.postgres.literals import Parameter
 
 T = TypeVar("T")
 
+_RECONNECT = 3.0
+"""Seconds for which the pool by itself tries to connect again, with pauses that double: after two minutes of outage
+it would pause for another one. When it has given up, the next use starts anew."""
 _POOL_TIMEOUT = 10.0  # seconds to wait for a connection of the pool
 
 
@@ -52,6 +55,7 @@ class Sessions:
             max_size=pool_size,
             open=False,
             timeout=_POOL_TIMEOUT,
+            reconnect_timeout=_RECONNECT,
             configure=set_up,
             name="durable",
             kwargs={
@@ -108,20 +112,37 @@ class Sessions:
         """``use`` one of the pool's connections, again after a lost conflict, and once after finding one broken.
 
         A restart of the server breaks all of them, and checking each before its use would double the round trips.
+        One whose prepared statements are spoilt is replaced; the next may be as old.
         """
         checked = False
         for repeats_left in reversed(range(REPEATS)):
             try:
                 return await shielded(self._with_pool(use))
             except Exception as error:
-                broken = isinstance(error, psycopg.OperationalError) and error.sqlstate in {None, "57P01", "57P02"}
-                if broken and not checked and not isinstance(error, PoolTimeout):
+                if repeats_left and not checked and _broken(error):
                     checked = True
-                    await shielded(self._pool.check())
-                elif not (repeats_left and repeatable(error)):
+                    await self._replace_broken(name)
+                elif not (repeats_left and (repeatable(error) or spoilt(error))):
                     raise translated(error, name) from None
         raise AssertionError("the last repetition raises")
 
+    async def _replace_broken(self, name: str) -> None:
+        try:
+            await shielded(self._pool.check())
+        except psycopg.Error as error:
+            raise translated(error, name) from None
+
     async def _with_pool(self, use: Callable[[Async], Awaitable[T]]) -> T:
         async with self._pool.connection() as connection:
-            return await use(connection)
+            try:
+                return await use(connection)
+            except psycopg.Error as error:
+                if spoilt(error):
+                    await connection.close()  # the pool replaces it
+                raise
+
+
+def _broken(error: Exception) -> bool:
+    """Whether the connection is gone, rather than the server or the pool unable to give one."""
+    gone = isinstance(error, psycopg.OperationalError) and error.sqlstate in {None, "57P01", "57P02"}
+    return gone and not isinstance(error, PoolTimeout)

@@ -44,7 +44,7 @@ def parameters(worker: str, writes: Sequence[RunWrite]) -> list[Parameter]:
         literals.scalars([ref.claim for ref, _ in changed]),
         literals.words([change.state for change in changes]),
         literals.scalars([change.keep for change in changes]),
-        literals.times_or_null([change.ready_at for change in changes]),
+        literals.times([change.ready_at for change in changes]),
         literals.scalars([change.ready_now for change in changes]),
         literals.scalars([change.wakes for change in changes]),
         literals.scalars(shards),
@@ -57,7 +57,7 @@ def parameters(worker: str, writes: Sequence[RunWrite]) -> list[Parameter]:
         literals.scalars(attempts),
         literals.scalars(durations),
         literals.scalars(begun),
-        literals.times_or_null(dues),
+        literals.times(dues),
         *literals.columns(
             [change.result for change in changes],
             [change.error for change in changes],

@@ -4,6 +4,7 @@
 -- $1 worker. $2 to $9 and $23 to $25: changes, at most one for each run. $10 to $20, $26 and $27: records. $21 and $22:
 -- what separates the texts of a column, and stands for NULL in it. Flags of a record: 1 failed, 2 compensable, 4 its
 -- run changes too.
+-- Times are microseconds since 1970; as seconds in float8 they would be inexact from 2106 on.
 -- Answers a row for each write that was not applied, and nothing otherwise; a null id stands for all of them.
 --
 -- lane     the fence: without the worker's row nothing below finds a row to write. KEY SHARE, which a heartbeat does
@@ -16,9 +17,9 @@
 WITH lane AS MATERIALIZED (
     SELECT 1 FROM durable.workers WHERE id = $1::uuid AND lane = 'flush' FOR KEY SHARE
 ), change AS MATERIALIZED (
-    SELECT c.shard, c.id, c.claim, c.state, c.keep, to_timestamp(c.ready_at) AS ready_at, c.ready_now, c.wakes,
+    SELECT c.shard, c.id, c.claim, c.state, c.keep, timestamptz 'epoch' + c.ready_at * interval '1 us' AS ready_at, c.ready_now, c.wakes,
            c.result, c.error, c.reason
-    FROM unnest($2::smallint[], $3::uuid[], $4::integer[], $5::text[], $6::boolean[], $7::float8[], $8::boolean[],
+    FROM unnest($2::smallint[], $3::uuid[], $4::integer[], $5::text[], $6::boolean[], $7::bigint[], $8::boolean[],
                 $9::integer[], string_to_array($23, $21, $22), string_to_array($24, $21, $22),
                 string_to_array($25, $21, $22))
          AS c (shard, id, claim, state, keep, ready_at, ready_now, wakes, result, error, reason)
@@ -33,10 +34,11 @@ WITH lane AS MATERIALIZED (
 ), inserted AS (
     INSERT INTO durable.history (shard, run_id, seq, key, kind, at, data, failed, attempt, duration, begun,
                                  compensable, due_at, worker)
-    SELECT r.shard, r.run_id, r.seq, r.key, r.kind, to_timestamp(r.at), r.data, r.flags & 1 <> 0, r.attempt, r.duration,
-           r.begun, r.flags & 2 <> 0, to_timestamp(r.due_at), $1::uuid
-    FROM unnest($10::smallint[], $11::uuid[], $12::integer[], $13::integer[], $14::text[], $15::float8[],
-                $16::integer[], $17::integer[], $18::float8[], $19::integer[], $20::float8[],
+    SELECT r.shard, r.run_id, r.seq, r.key, r.kind, timestamptz 'epoch' + r.at * interval '1 us', r.data,
+           r.flags & 1 <> 0, r.attempt, r.duration, r.begun, r.flags & 2 <> 0,
+           timestamptz 'epoch' + r.due_at * interval '1 us', $1::uuid
+    FROM unnest($10::smallint[], $11::uuid[], $12::integer[], $13::integer[], $14::text[], $15::bigint[],
+                $16::integer[], $17::integer[], $18::float8[], $19::integer[], $20::bigint[],
                 string_to_array($26, $21, $22), string_to_array($27, $21, $22))
          AS r (shard, run_id, claim, seq, kind, at, flags, attempt, duration, begun, due_at, key, data)
     CROSS JOIN lane

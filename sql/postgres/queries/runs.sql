@@ -21,9 +21,9 @@ ON CONFLICT (shard, workflow, key) DO NOTHING
 -- $11 input hashes, $12 requests, $13 tags, $14 inputs. A statement after add_keys: in the same one, a key's winner could not be seen.
 -- Answers the ids that were inserted.
 INSERT INTO durable.runs (shard, id, route, key, ready_at, seed, input_hash, request, tags, input)
-SELECT n.shard, n.id, n.route, n.key, coalesce(to_timestamp(n.ready_at), now() + make_interval(secs => n.delay)),
+SELECT n.shard, n.id, n.route, n.key, coalesce(timestamptz 'epoch' + n.ready_at * interval '1 us', now() + make_interval(secs => n.delay)),
        coalesce(n.seed, ''), coalesce(n.input_hash, ''), n.request, n.tags::jsonb, n.input
-FROM unnest($1::smallint[], $2::uuid[], $3::integer[], $4::float8[], $5::float8[], string_to_array($8, $6, $7),
+FROM unnest($1::smallint[], $2::uuid[], $3::integer[], $4::bigint[], $5::float8[], string_to_array($8, $6, $7),
             string_to_array($9, $6, $7), string_to_array($10, $6, $7), string_to_array($11, $6, $7),
             string_to_array($12, $6, $7), string_to_array($13, $6, $7), string_to_array($14, $6, $7))
      AS n (shard, id, route, ready_at, delay, workflow, key, seed, input_hash, request, tags, input)
