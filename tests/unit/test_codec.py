@@ -151,7 +151,7 @@ EXACT: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "value"), EXACT, ids=repr)
+@pytest.mark.parametrize(("annotation", "value"), EXACT)
 def test_P16_first_pass_and_replay_give_equal_values_of_equal_type(annotation: Any, value: Any) -> None:
     codec = codec_for(annotation)
     text, seen = codec.round_trip(value, WHAT)
@@ -219,7 +219,7 @@ REDUCED: list[tuple[Any, Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "value", "declared"), REDUCED, ids=repr)
+@pytest.mark.parametrize(("annotation", "value", "declared"), REDUCED)
 def test_an_equal_instance_of_a_builtin_subclass_becomes_the_declared_builtin(
     annotation: Any, value: Any, declared: Any
 ) -> None:
@@ -357,7 +357,7 @@ UNKNOWN: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "message"), UNKNOWN, ids=repr)
+@pytest.mark.parametrize(("value", "message"), UNKNOWN)
 def test_P17_without_a_type_only_plain_json_is_accepted(value: Any, message: str) -> None:
     with pytest.raises(ResultTypeUnknown, match=message) as caught:
         PLAIN.round_trip(value, WHAT)
