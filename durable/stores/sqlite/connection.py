@@ -67,6 +67,7 @@ class Connection:
             raise self._translated(error) from error
         try:
             self._patiently(self._prepare)
+            self._file = _identity(path)
         except BaseException:
             self._raw.close()
             raise
@@ -76,6 +77,15 @@ class Connection:
             self._raw.close()
         except sqlite3.Error as error:
             raise self._translated(error) from error
+
+    def check_file(self) -> None:
+        """See that the path still names the file that is open: what goes into another one is lost at the end.
+
+        Raises:
+            StoreUnavailable: The file was removed or replaced.
+        """
+        if _identity(self._path) != self._file:
+            raise StoreUnavailable(f"{self._path} was removed or replaced while it was open: restart this process")
 
     def value(self, statement: str, parameters: dict[str, Any] | None = None) -> Any:
         """The first column of the first row of a named statement; None without a row."""
@@ -189,6 +199,15 @@ def _create_file(path: Path) -> None:
             os.fchmod(descriptor, 0o600)  # a umask can have taken rights of the owner too
         finally:
             os.close(descriptor)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file the path names; None when there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _check_existing(path: Path) -> None:

@@ -25,10 +25,13 @@ def encode(value: Any) -> str:
     """``value`` as JSON text that SQLite can hold.
 
     Raises:
-        PayloadError: It has a NUL character or a lone surrogate; SQLite would cut the text at the one and give
-            the other back as bytes that are no UTF-8.
+        PayloadError: It has a NUL character or a lone surrogate (SQLite would cut the text at the one and give
+            the other back as bytes that are no UTF-8), or a float that is no number.
     """
-    document = _encode(value)
+    try:
+        document = _encode(value)
+    except ValueError as error:
+        raise PayloadError(f"not a number that can be stored: {error}") from None
     if "\\u0000" in document and _NUL.search(document):
         raise PayloadError("text with a NUL character cannot be stored")
     if not document.isascii():

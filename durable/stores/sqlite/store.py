@@ -121,11 +121,11 @@ class SQLiteStore:
 
     def _disconnect(self) -> None:
         with self._renewing:
-            renewer, self._renewer = self._renewer, None
-        for connection in (renewer, self._connection):
+            connections = (self._renewer, self._connection)
+            self._renewer = self._connection = None
+        for connection in connections:
             if connection is not None:
                 connection.close()
-        self._connection = None
 
     async def schema_version(self) -> int:
         return await self._read(lambda db: db.schema_version())
@@ -144,8 +144,10 @@ class SQLiteStore:
 
     def renew(self, worker: str, lease: float) -> Renewal:
         with self._renewing:
-            if self._thread is None or self._process != os.getpid():
-                raise StoreUnavailable(f"{self._path} is not open")
+            connection = self._connection
+            if connection is None or self._process != os.getpid():
+                raise StoreUnavailable(f"{self._path} is not open in this process")
+            connection.check_file()
             if self._renewer is None:
                 self._renewer = Connection(self._path, self._statements, _RENEW_PATIENCE)
             alive = self._renewer.write("renew", lambda: self._lease(worker, lease)) > 0
