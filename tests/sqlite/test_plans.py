@@ -37,10 +37,16 @@ class Counted:
 
     async def cost(self, call: Awaitable[Any]) -> int:
         self.count = 0
-        self.raw.set_progress_handler(self._progress, EVERY)
+        await self._count_with(self._progress)
         await call
-        self.raw.set_progress_handler(None, 0)
+        await self._count_with(None)
         return self.count * EVERY
+
+    async def _count_with(self, handler: Callable[[], int] | None) -> None:
+        """On the store's thread: the call waits for the connection with Python's lock held, and so would its thread."""
+        thread = self.store._thread
+        assert thread is not None
+        await thread.call(lambda: self.raw.set_progress_handler(handler, EVERY))
 
     def _progress(self) -> int:
         self.count += 1
