@@ -20,9 +20,11 @@ class Proxy:
     Attributes:
         url: The same database, through the relay.
         swallowed: Set when an answer has been lost.
+        pieces: How many pieces have come from clients.
     """
 
     url: str
+    pieces = 0
 
     def __init__(self, url: str) -> None:
         self._target = {key: str(value) for key, value in conninfo_to_dict(url).items()}
@@ -73,6 +75,7 @@ class Proxy:
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
             while data := await reader.read(_CHUNK):
+                self.pieces += 1
                 writer.write(data)
                 await writer.drain()
 

@@ -21,7 +21,7 @@ from durable.errors import StoreUnavailable
 from durable.model import Outcome, RunWrite, State
 from durable.store import Hint
 from durable.stores.postgres import PostgresStore, connections, sessions
-from durable.stores.postgres.connections import Call
+from durable.stores.postgres.wire import Call
 from durable.testing._servers import url_with
 from durable.testing.conformance.harness import ROUTE, Worker, claimed, create, new_run, read, record
 from tests.postgres.conftest import Postgres
@@ -84,7 +84,7 @@ async def test_P11_a_trigger_whose_acknowledgement_was_lost_made_one_run(postgre
     async with Proxy(postgres.url) as proxy:
         worker = await _worker_behind(postgres, proxy)
         runs = [new_run(key="k"), new_run(), new_run(request="r")]
-        await worker.store.create_runs([new_run(ready_at=None)])  # the route is known: one transaction is left to lose
+        await worker.store.create_runs([new_run()])  # the route is known: one transaction is left to lose
         await _lose_the_answer(proxy, lambda: worker.store.create_runs(runs))
         assert all(answer.created for answer in await worker.store.create_runs(runs))
         assert len(postgres.rows("SELECT id FROM durable.runs WHERE shard = 0")) == 4
@@ -101,6 +101,25 @@ async def test_P11_a_claim_whose_answer_was_lost_is_found_again(postgres: Postgr
         owned = await worker.store.owned(worker.id)
         assert len(owned) == 2
         assert sorted(one.ref for one in (await worker.claim(batch=batch)).runs) == sorted(owned)
+        await worker.store.close()
+
+
+async def test_a_transaction_leaves_in_one_piece(postgres: Postgres) -> None:
+    """A client that is stopped between two pieces would hold its locks until somebody ends its backend."""
+    async with Proxy(postgres.url) as proxy:
+        worker = await _worker_behind(postgres, proxy)
+        await create(worker.store, new_run(), new_run())
+        one, other = (await worker.claim()).runs
+        await worker.apply(one, record(1))
+        for call in (
+            lambda: worker.write(other, record(1)),
+            lambda: worker.write(one, record(2), change=_COMPLETE),
+            worker.claim,
+            lambda: worker.store.create_runs([new_run(key="k")]),
+        ):
+            before = proxy.pieces
+            await call()
+            assert proxy.pieces == before + 1
         await worker.store.close()
 
 

@@ -14,10 +14,10 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Awaitable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import psycopg
@@ -28,9 +28,9 @@ from psycopg.types.string import TextLoader
 
 from durable.errors import ConfigurationError, InvalidArgument, StoreUnavailable, without_password
 from durable.stores.postgres.failures import repeatable, spoilt, translated
-from durable.stores.postgres.literals import Ids, IdsDumper, Parameter
+from durable.stores.postgres.literals import Ids, IdsDumper
+from durable.stores.postgres.wire import NEVER, Call, Prepared, Row, exchange
 
-Row = tuple[Any, ...]
 Async = AsyncConnection[Row]
 Sync = Connection[Row]
 T = TypeVar("T")
@@ -41,13 +41,12 @@ LOCK_TIMEOUT = 5.0
 """Seconds that a statement waits for a lock of somebody else. Nothing in the hot path waits for a run."""
 IDLE_TIMEOUT = 10.0
 """Seconds after which the server ends a connection that idles inside a transaction."""
-PATIENCE = 40.0
+_PATIENCE = 40.0
 """Seconds without an answer after which a connection is hung up: the server would have ended the statement before."""
 
 _FAREWELL = 1.0  # seconds for a transaction that is on its way when the store is closed
 REPEATS = 10
 """How often a transaction that lost against another one is sent."""
-_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _SETTINGS = {
     "statement_timeout": f"{STATEMENT_TIMEOUT:g}s",
     "lock_timeout": f"{LOCK_TIMEOUT:g}s",
@@ -69,13 +68,6 @@ _DEFAULTS: dict[str, str | int] = {
 _SETUP = b"SELECT " + b", ".join(
     f"set_config('{name}', '{value}', false)".encode() for name, value in _SETTINGS.items()
 )
-
-
-class Call(NamedTuple):
-    """A statement with its parameters, never numbers: their size would choose another plan."""
-
-    sql: bytes  # the driver's types want a text to be a literal
-    parameters: Sequence[Parameter] = ()
 
 
 async def shielded(call: Awaitable[T]) -> T:
@@ -177,17 +169,14 @@ def hang_up(connection: AsyncConnection[Any] | Connection[Any]) -> None:
         duplicate.shutdown(socket.SHUT_RDWR)
 
 
-async def exchange(connection: Async, calls: Sequence[Call]) -> list[list[Row]]:
-    """The rows of each call, all in one transaction, sent whole with one sync."""
-    impatience = asyncio.get_running_loop().call_later(PATIENCE, hang_up, connection)
+@contextmanager
+def patience(connection: Async, seconds: float = _PATIENCE) -> Generator[None]:
+    """Hang up when the block has not ended after ``seconds``: the server is not there any more."""
+    timer = asyncio.get_running_loop().call_later(seconds, hang_up, connection)
     try:
-        async with connection.pipeline():
-            await connection.execute(_BEGIN)
-            cursors = [await connection.execute(call.sql, call.parameters) for call in calls]
-            await connection.execute("COMMIT")
-        return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+        yield
     finally:
-        impatience.cancel()
+        timer.cancel()
 
 
 class Lane:
@@ -209,6 +198,7 @@ class Lane:
         self._name = name
         self._lock = asyncio.Lock()
         self._connection: Async | None = None
+        self._prepared = NEVER
         self._closed = asyncio.Event()
         self.sent = 0.0
 
@@ -236,9 +226,8 @@ class Lane:
         """End the connection; a transaction that is on its way has a moment to end."""
         self._closed.set()
         if self._connection is not None:
-            impatience = asyncio.get_running_loop().call_later(_FAREWELL, hang_up, self._connection)
-            await shielded(self._end())
-            impatience.cancel()
+            with patience(self._connection, _FAREWELL):
+                await shielded(self._end())
 
     async def _end(self) -> None:
         async with self._lock:
@@ -249,6 +238,7 @@ class Lane:
             raise StoreUnavailable(f"{self._name}: the store is closed")
         if self._connection is None or self._connection.closed:
             self._connection = await self._server.connect()
+            self._prepared = Prepared(self._server.prepare_threshold)
             if self._closed.is_set():  # meanwhile: nobody waits for a lane that is connecting
                 await self._drop()
                 raise StoreUnavailable(f"{self._name}: the store is closed")
@@ -267,7 +257,8 @@ class Lane:
         connection = await self._connected()
         self.sent = time.monotonic()
         try:
-            return await exchange(connection, calls)
+            with patience(connection):
+                return await exchange(connection, calls, self._prepared)
         except BaseException as error:
             await self._recover(connection, error)
             raise

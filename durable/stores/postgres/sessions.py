@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
@@ -10,21 +9,10 @@ import psycopg
 from psycopg import AsyncRawCursor
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from durable.stores.postgres.connections import (
-    PATIENCE,
-    REPEATS,
-    Async,
-    Call,
-    Lane,
-    Row,
-    Server,
-    exchange,
-    hang_up,
-    set_up,
-    shielded,
-)
+from durable.stores.postgres.connections import REPEATS, Async, Lane, Server, patience, set_up, shielded
 from durable.stores.postgres.failures import repeatable, spoilt, translated
 from durable.stores.postgres.literals import Parameter
+from durable.stores.postgres.wire import NEVER, Call, Row, exchange
 
 T = TypeVar("T")
 
@@ -95,18 +83,20 @@ class Sessions:
         call = self.call(name, *parameters)
 
         async def ask(connection: Async) -> list[Row]:
-            impatience = asyncio.get_running_loop().call_later(PATIENCE, hang_up, connection)
-            try:
+            with patience(connection):
                 cursor = await connection.execute(call.sql, call.parameters, prepare=prepare)
                 return await cursor.fetchall()
-            finally:
-                impatience.cancel()
 
         return await self._repeated(name, ask)
 
     async def write(self, name: str, *calls: Call) -> list[list[Row]]:
         """The rows of each call, all in one transaction. For rare operations: nothing hot waits behind them."""
-        return await self._repeated(name, lambda connection: exchange(connection, calls))
+
+        async def send(connection: Async) -> list[list[Row]]:
+            with patience(connection):
+                return await exchange(connection, calls, NEVER)
+
+        return await self._repeated(name, send)
 
     async def _repeated(self, name: str, use: Callable[[Async], Awaitable[T]]) -> T:
         """``use`` one of the pool's connections, again after a lost conflict, and once after finding one broken.

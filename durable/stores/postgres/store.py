@@ -38,13 +38,14 @@ from durable.sql import check_schema, migrations, statements
 from durable.store import Clock, Hint, Route
 from durable.stores.postgres import creating, literals, migrating, rows
 from durable.stores.postgres import writes as flushing
-from durable.stores.postgres.connections import Call, Server
+from durable.stores.postgres.connections import Server
 from durable.stores.postgres.hints import Hints
 from durable.stores.postgres.lease import LeaseConnection
 from durable.stores.postgres.literals import Parameter
 from durable.stores.postgres.reaping import STUCK_AFTER, Blockers
 from durable.stores.postgres.routing import Routes
 from durable.stores.postgres.sessions import Sessions
+from durable.stores.postgres.wire import Call
 
 SHARD = "0"  # a single Postgres has one
 _LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
