@@ -55,19 +55,24 @@ class Postgres:
 
     def rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """The rows of ``query``, in which ``durable.`` is this test's schema."""
+        return self._rows(self.sql, query, parameters)
+
+    def beside(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """The same on a second connection, while ``sql`` is inside a transaction."""
+        return self._rows(self._watching, query, parameters)
+
+    def _rows(
+        self, connection: psycopg.Connection[tuple[Any, ...]], query: str, parameters: tuple[Any, ...]
+    ) -> list[tuple[Any, ...]]:
         # Encoded: the driver's types want a text to be a literal.
-        cursor = self.sql.execute(query.replace("durable.", f"{self.schema}.").encode(), parameters or None)
+        cursor = connection.execute(query.replace("durable.", f"{self.schema}.").encode(), parameters or None)
         return cursor.fetchall() if cursor.description else []
 
     async def until(self, question: str, *parameters: Any) -> None:
         """Return when the server answers ``question`` with true."""
 
-        def answer() -> bool:
-            row = self._watching.execute(question.encode(), parameters or None).fetchone()
-            return row == (True,)
-
         async with asyncio.timeout(10):
-            while not await asyncio.to_thread(answer):
+            while await asyncio.to_thread(self.beside, question, *parameters) != [(True,)]:
                 continue
 
     def drop(self) -> None:

@@ -79,7 +79,7 @@ class PostgresStore:
         self._server.check()
         self._url = without_password(url)
         self._pool_size = pool_size
-        self._statements = {name: sql.encode() for name, sql in statements("postgres", schema).items()}
+        self._statements = {name: _without_comments(sql) for name, sql in statements("postgres", schema).items()}
         self._migrations = migrations("postgres", schema)
         self._clock = ServerClock()
         self._lease = LeaseConnection(self._server, self._statements["renew"])
@@ -359,3 +359,8 @@ def _known(run_ids: Sequence[str]) -> list[str]:
 
 def _instant(when: datetime | None) -> str | None:
     return None if when is None else when.isoformat()
+
+
+def _without_comments(sql: str) -> bytes:
+    """What the server need not read, and would show in ``pg_stat_activity`` instead of the statement's beginning."""
+    return "\n".join(line for line in sql.splitlines() if not line.startswith("--")).encode()
