@@ -1,7 +1,8 @@
 """Durable workflows for Python on the database you already have."""
 
+from durable.client import Page
 from durable.context import Context
-from durable.engine import Engine, Page
+from durable.engine import Engine
 from durable.errors import (
     AmbiguousName,
     ConfigurationError,
@@ -21,6 +22,7 @@ from durable.errors import (
     RunFailed,
     RunFinished,
     RunNotFound,
+    RunTimeout,
     SchemaOutdated,
     SchemaTooNew,
     StepFailed,
@@ -29,7 +31,8 @@ from durable.errors import (
     WorkflowError,
 )
 from durable.handle import RunHandle
-from durable.model import Failure, Run, RunSummary, State, TimelineEntry
+from durable.hooks import HookEvent
+from durable.model import Failure, Request, Run, RunSummary, State, TimelineEntry
 from durable.retry import Retry
 from durable.steps import CurrentStep, current_step
 from durable.store import Store
@@ -44,6 +47,7 @@ __all__ = [
     "DurableError",
     "Engine",
     "Failure",
+    "HookEvent",
     "InvalidArgument",
     "KeyConflict",
     "NonRetryable",
@@ -52,6 +56,7 @@ __all__ = [
     "Page",
     "PayloadError",
     "PayloadTooLarge",
+    "Request",
     "ResultTypeUnknown",
     "Retry",
     "RetryAfter",
@@ -64,6 +69,7 @@ __all__ = [
     "RunHandle",
     "RunNotFound",
     "RunSummary",
+    "RunTimeout",
     "SchemaOutdated",
     "SchemaTooNew",
     "State",

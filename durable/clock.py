@@ -26,20 +26,21 @@ class ServerClock(HostClock):
     """A database server's clock, carried forward by this machine's monotonic clock.
 
     Each answer of the server that holds its time is an observation: the true time lay between the sending and
-    the receiving. The estimate counts from the sending, so it is never behind the server by more than the
-    drift since the last observation, and a timer made from it never ends early. Steps of the application
-    host's wall clock do not reach it.
+    the receiving. The estimate counts from the sending: it is ahead of the server by at most one latency and the
+    drift since the last observation, never behind. So a time that is computed from it comes no earlier than asked,
+    and a run that was parked until then is given out by the server itself. Steps of the application host's wall clock
+    do not reach it.
     """
 
     def __init__(self) -> None:
-        self._server: datetime | None = None
-        self._sent = 0.0
+        self._observed: tuple[datetime, float] | None = None
 
     def observe(self, server_now: datetime, sent: float) -> None:
         """The server said ``server_now`` in answer to a statement sent at ``time.monotonic() == sent``."""
-        self._server, self._sent = server_now, sent
+        self._observed = server_now, sent
 
     def now(self) -> datetime:
-        if self._server is None:
+        if self._observed is None:
             return super().now()
-        return self._server + timedelta(seconds=time.monotonic() - self._sent)
+        server_now, sent = self._observed
+        return server_now + timedelta(seconds=time.monotonic() - sent)

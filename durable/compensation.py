@@ -12,15 +12,24 @@ class Compensations:
     """Registered when a step's result is delivered, on the first pass and on replay."""
 
     def __init__(self) -> None:
-        self._by_step: dict[str, tuple[int, Call]] = {}  # step key → seq of its record, what undoes it
+        self._by_step: dict[str, Call] = {}  # step key → what undoes it, in the order in which results are delivered
+        self._lost: list[str] = []
 
     def __bool__(self) -> bool:
-        return bool(self._by_step)
+        return bool(self._by_step or self._lost)
 
     def register(self, record: Record, call: Call, value: object) -> None:
         """The step has succeeded with ``value``; when its call has a compensation, remember it."""
         if call.compensate is not None:
-            self._by_step[record.key] = (record.seq, undo_of(call, value))
+            self.add(record.key, undo_of(call, value))
+
+    def add(self, key: str, call: Call) -> None:
+        """Undo with ``call``, recorded as ``<key>/undo``."""
+        self._by_step[key] = call
+
+    def lost(self, key: str) -> None:
+        """The step's effect happened, its result is not known, and its compensation failed: nobody can undo it."""
+        self._lost.append(key)
 
     async def run(
         self, compensable: Iterable[Record], undo: Callable[[str, Call], Awaitable[bool]]
@@ -36,8 +45,8 @@ class Compensations:
             The keys of the steps that were undone, and of those that were not.
         """
         undone: list[str] = []
-        not_undone = [record.key for record in compensable if record.key not in self._by_step]
-        for key, (_, call) in sorted(self._by_step.items(), key=lambda item: item[1][0], reverse=True):
+        not_undone = self._lost + [record.key for record in compensable if record.key not in self._by_step]
+        for key, call in reversed(self._by_step.items()):
             (undone if await undo(key, call) else not_undone).append(key)
         return undone, not_undone
 
@@ -45,4 +54,4 @@ class Compensations:
 def undo_of(call: Call, value: object) -> Call:
     """The call of a step's compensation: with its result, and its own retries and timeout."""
     assert call.compensate is not None
-    return Call(call.compensate, (value,), call.codec, call.retry, call.timeout)
+    return Call(call.compensate, (value,), call.codec, call.undo_retry, call.undo_timeout)

@@ -29,6 +29,7 @@ class Context:
 
     def __init__(self, execution: Execution, services: Mapping[str, Any], step_timeout: float | None) -> None:
         self._execution = execution
+        self._operations = execution.operations
         self._loop = asyncio.get_running_loop()
         self._services = services
         self._step_timeout = step_timeout
@@ -46,6 +47,8 @@ class Context:
         retry: Retry | int | None = None,
         timeout: float | timedelta | None = None,
         compensate: Callable[[T], Any] | None = None,
+        compensate_retry: Retry | int | None = None,
+        compensate_timeout: float | timedelta | None = None,
         returns: Any = ...,
     ) -> T: ...
 
@@ -59,6 +62,8 @@ class Context:
         retry: Retry | int | None = None,
         timeout: float | timedelta | None = None,
         compensate: Callable[[T], Any] | None = None,
+        compensate_retry: Retry | int | None = None,
+        compensate_timeout: float | timedelta | None = None,
         returns: Any = ...,
     ) -> T: ...
 
@@ -71,6 +76,8 @@ class Context:
         retry: Retry | int | None = None,
         timeout: float | timedelta | None = None,
         compensate: Callable[[Any], Any] | None = None,
+        compensate_retry: Retry | int | None = None,
+        compensate_timeout: float | timedelta | None = None,
         returns: Any = MISSING,
     ) -> Any:
         """Call ``fn(*args)`` once and record its result; on replay the recorded result is returned.
@@ -84,7 +91,9 @@ class Context:
             retry: The policy, or a number of attempts; without one a step has one attempt.
             timeout: Seconds or timedelta for each attempt. Default: the engine's ``step_timeout``. A coroutine is
                 cancelled; a thread cannot be stopped, its result is dropped.
-            compensate: Called with the step's result when the run fails after this step.
+            compensate: Called with the step's result when the run fails, times out or is cancelled after this step.
+            compensate_retry: The policy of the compensation; without one it has one attempt.
+            compensate_timeout: Seconds or timedelta for each of its attempts. Default: the engine's ``step_timeout``.
             returns: The result's type, when ``fn`` has no return annotation.
 
         Raises:
@@ -94,9 +103,38 @@ class Context:
         """
         if not callable(fn):
             raise InvalidArgument(f"step {name!r}: fn must be a function, not {type(fn).__name__}")
-        limit = self._step_timeout if timeout is None else seconds(timeout, "timeout")
-        call = Call(fn, args, result_codec(fn, returns), as_retry(retry), limit, compensate)
-        return self._execution.step(self._called(name, Kind.STEP), call)
+        call = Call(fn, args, result_codec(fn, returns), as_retry(retry), self._limit(timeout))
+        if compensate is not None:
+            call.undone_by(compensate, as_retry(compensate_retry), self._limit(compensate_timeout))
+        elif compensate_retry is not None or compensate_timeout is not None:
+            raise InvalidArgument(f"step {name!r}: compensate_retry and compensate_timeout go with compensate")
+        return self._operations.step(self._called(name, Kind.STEP), call)
+
+    def on_rollback(
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        retry: Retry | int | None = None,
+        timeout: float | timedelta | None = None,
+    ) -> None:
+        """Have ``fn(*args)`` called when the run is undone: for an effect that has no step of its own.
+
+        Its place among the compensations is that of this call. It is recorded as ``<key>/undo`` when it is made;
+        registering it records nothing. Call it before the effect.
+
+        Args:
+            name: As a step's; it must differ from the names of other operations of the run.
+            fn: A coroutine function, or any other callable, called in a thread.
+            retry: Its policy, or a number of attempts; without one it has one attempt.
+            timeout: Seconds or timedelta for each attempt. Default: the engine's ``step_timeout``.
+        """
+        call = Call(fn, args, result_codec(fn), as_retry(retry), self._limit(timeout))
+        self._operations.on_rollback(self._called(name, Kind.UNDO), call)
+
+    def _limit(self, timeout: float | timedelta | None) -> float | None:
+        return self._step_timeout if timeout is None else seconds(timeout, "timeout")
 
     def sleep(self, name: str, duration: float | timedelta) -> Coroutine[Any, Any, None]:
         """Wait for ``duration`` (seconds or timedelta) by the store's clock, counted from the first call.
@@ -104,7 +142,7 @@ class Context:
         While it sleeps, the run holds no slot and, after the linger, no memory.
         """
         length = timedelta(seconds=seconds(duration, "duration"))
-        return self._execution.sleep(self._called(name, Kind.SLEEP), lambda now: now + length)
+        return self._operations.sleep(self._called(name, Kind.SLEEP), lambda now: now + length)
 
     def sleep_until(self, name: str, when: datetime) -> Coroutine[Any, Any, None]:
         """Wait until ``when``, an aware datetime, by the store's clock.
@@ -114,7 +152,7 @@ class Context:
         """
         if when.tzinfo is None:
             raise InvalidArgument(f"sleep_until {name!r}: the time has no time zone")
-        return self._execution.sleep(self._called(name, Kind.SLEEP), lambda _: when.astimezone(UTC))
+        return self._operations.sleep(self._called(name, Kind.SLEEP), lambda _: when.astimezone(UTC))
 
     def _called(self, name: str, kind: Kind) -> Operation:
         execution = self._execution
@@ -151,6 +189,11 @@ class Context:
     def run_id(self) -> str:
         """The run's id."""
         return self._execution.run.id
+
+    @property
+    def attempt(self) -> int:
+        """The number of this run attempt, from 1; it rises when the workflow has a ``retry``."""
+        return self._execution.attempt
 
     @property
     def workflow(self) -> str:

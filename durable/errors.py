@@ -17,6 +17,7 @@
     ├── WorkflowError             raised inside a workflow function
     │   ├── StepFailed            the step's last attempt failed
     │   ├── AmbiguousName         two live tasks use one name: put the item into the name
+    │   ├── RunTimeout            the error of a run that did not end within its workflow's timeout
     │   └── NondeterminismError   the code no longer fits the history; it pauses the run
     ├── RunFailed                 raised by ``handle.result()``
     │   ├── RunCompensated        failed, and everything was undone
@@ -147,6 +148,13 @@ class AmbiguousName(WorkflowError):
     """Two live tasks of one run use the same operation name, so a replay could swap their results."""
 
 
+class RunTimeout(WorkflowError):
+    """The run did not end within its workflow's timeout. It is the error of the run, not raised in its code."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"run {run_id} did not end within its timeout")
+
+
 class NondeterminismError(WorkflowError):
     """A recorded operation was asked for as another kind."""
 
@@ -185,9 +193,10 @@ class RunDeadLettered(RunFailed):
 class RunCancelled(DurableError):
     """The run was cancelled."""
 
-    def __init__(self, run_id: str) -> None:
-        super().__init__(f"run {run_id} was cancelled")
+    def __init__(self, run_id: str, reason: str = "") -> None:
+        super().__init__(f"run {run_id} was cancelled{': ' if reason else ''}{reason}")
         self.run_id = run_id
+        self.reason = reason
 
 
 # -- raised by user code --------------------------------------------------------------------------

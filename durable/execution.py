@@ -15,27 +15,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
 from random import Random, random
 from typing import Any, NoReturn
 
 from durable import failures, states
-from durable.committer import Pending
-from durable.compensation import Compensations, undo_of
-from durable.errors import DurableError, PayloadError, StepFailed
+from durable.attempts import Attempts
+from durable.compensation import Compensations
+from durable.errors import DurableError, PayloadError, RunCancelled, RunTimeout
 from durable.host import Host
-from durable.model import Change, ClaimedRun, Failure, Kind, Outcome, Record, RunWrite, State
+from durable.model import Change, ClaimedRun, Failure, Kind, Outcome, Record, Request, RunWrite, State, Verb
+from durable.operations import Operations
 from durable.pulse import Pulse
 from durable.replay import Operation, Replay
-from durable.steps import UNWIND, Call, CurrentStep, invoke, log_abandoned
+from durable.retry import Retry
+from durable.steps import UNWIND, log_abandoned
 
 _log = logging.getLogger("durable.execution")
 
 _GRACE = 0.02
 """Seconds for which a run with several tasks rests before it is parked. Wake-ups between tasks take several
 passes of the loop, and nothing shows from outside which task the next one will wake."""
+
+_BETWEEN = 0.5
+"""Seconds for which a function that is to be undone may go on between its operations, at least: where a replay has
+given it all that is recorded, it may still have to register what undoes an effect."""
 
 
 class Execution:
@@ -53,47 +58,77 @@ class Execution:
         self.state = claimed.run.state
         self.stopped = False
         """The workflow function may start nothing any more: it has ended, or is being unwound."""
+        self.cancelled = False
+        """Somebody asked for the cancellation: the run ends ``cancelled``."""
         self._wakes = claimed.wakes
         self._host = host
         self._loop = asyncio.get_running_loop()
         self._pulse = Pulse(self.core, host.clock, self._loop, self._rested)
+        self._attempts = Attempts(
+            self.run, self.core, host, self.until, self.write, self._pulse.timers, self._pulse.touch
+        )
         self._main: asyncio.Task[Any] | None = None  # the workflow function, later the compensations
         self._encode_result: Callable[[Any], str | None] = lambda _: None
-        self._last: Pending | None = None  # the latest write
-        self._busy = 0  # open operations that execute, or are about to
+        self._retry: Retry | None = None
+        self._deadline: datetime | None = None  # of the run
+        self._disarm_deadline: Callable[[], None] | None = None
+        self.verdict: Failure | None = None
+        """Why the function goes no further than its history."""
+        self._leave: Callable[[], Change] | None = None  # what to write when nothing executes any more
+        self._leaving = False
         self._several_tasks = False
-        self._draining = False
-        self._giving_back = False
         self._lost = False
-        self._unparked: asyncio.Event | None = None
         self._compensations = Compensations()
+        self.operations = Operations(self, self.core, host, self._pulse, self._attempts, self._compensations)
         self._random: Random | None = None
 
     # -- life -------------------------------------------------------------------------------------
 
-    def start(self, body: Coroutine[Any, Any, Any], encode_result: Callable[[Any], str | None]) -> None:
-        """Run ``body``, the workflow function called with its ``ctx`` and input."""
-        self._encode_result = encode_result
+    def start(
+        self,
+        body: Coroutine[Any, Any, Any],
+        encode_result: Callable[[Any], str | None],
+        retry: Retry | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Run ``body``, the workflow function called with its ``ctx`` and input.
+
+        Args:
+            encode_result: The workflow's result as JSON.
+            retry: The workflow's policy for run attempts.
+            timeout: Seconds for the whole run, from its first start, or from an operator's retry.
+        """
+        self._encode_result, self._retry = encode_result, retry
         self._main = self._loop.create_task(body, name=self.run.id)
         self._main.add_done_callback(self._body_done)
+        if self.state is State.COMPENSATING:
+            self.verdict = _stored_error(self.run.error)
+            self._loop.call_later(_BETWEEN, self._stop_between)
+        elif timeout is not None:
+            self._deadline = self._clock_started() + timedelta(seconds=timeout)
+            self._arm_deadline()
+        if self.run.requested is not None:
+            self.ask(self.run.requested)
 
     def resume(self, claimed: ClaimedRun) -> None:
         """This worker has claimed the run again while its coroutine was still here."""
         self.run, self.ref, self._wakes = claimed.run, claimed.ref, claimed.wakes
+        self._attempts.resume()
         self._pulse.thaw()
-        if self._unparked is not None:
-            self._unparked.set()
+        self._arm_deadline()
+        if claimed.run.requested is not None:
+            self.ask(claimed.run.requested)
 
     def drain(self) -> None:
         """Start no further step; give the run back when nothing executes any more."""
-        self._draining = True
-        self._pulse.touch()
+        self._close(lambda: states.release(self.state))
 
     async def stop(self, within: float) -> None:
         """Cancel what still executes, and give the run back: no attempt is consumed."""
-        self._giving_back = True
+        self._leaving = True
+        leave = self._leave or (lambda: states.release(self.state))
         if await self._unwound(within) and not self._lost and not self.parked:
-            self._write(change=states.release(self.state))
+            self.write(change=leave())
 
     async def evict(self, within: float = UNWIND) -> None:
         """Forget the coroutine of a run that is not ours any more."""
@@ -112,57 +147,91 @@ class Execution:
         return self._pulse.frozen
 
     @property
+    def attempt(self) -> int:
+        """The number of this run attempt, from 1."""
+        return len(self.core.recorded(Kind.RUN_ATTEMPT)) + 1
+
+    @property
     def resting(self) -> bool:
         """Only time, or something from outside, can move this run."""
         # One that is parked and still here waits for the commit of its park.
-        return not self._busy and not self._pulse.ticking and bool(self._pulse.timers) and not self.parked
+        return not self._attempts.busy and not self._pulse.ticking and bool(self._pulse.timers) and not self.parked
 
-    # -- operations -------------------------------------------------------------------------------
+    # -- requests ---------------------------------------------------------------------------------
 
-    async def step(self, op: Operation, call: Call) -> Any:
-        """A step: its recorded result, or its attempts until one is final."""
-        try:
-            await self._begun(op)
-            if op.recorded is not None:
-                return self._recorded(op, call)
-            attempt, started, error, raw = await self._attempts(op, call)
-            if error is None:
-                try:
-                    text, value = call.codec.round_trip(raw, f"the result of step {op.key!r}")
-                except PayloadError as refused:
-                    error = refused
-                    await self._undo_unstorable(op, call, raw)
-                else:
-                    return await self._succeeded(op, call, text, value, attempt, time.monotonic() - started)
-            await self._failed(op, failures.capture(error), attempt, time.monotonic() - started)
-        finally:
-            self._end(op)
+    def ask(self, request: Request) -> None:
+        """The run is to be cancelled or paused. Asked again until the run has left: only the first time counts."""
+        if request.verb is Verb.CANCEL and not self.cancelled:
+            self.cancelled = True
+            self._attempts.reopen()
+            self._leave = None
+            self._carry_out(request)
+            self._interrupt(self._host.capture(RunCancelled(self.run.id, request.reason)))
+        elif request.verb is Verb.PAUSE and not self.cancelled and not self.pausing:
+            self._carry_out(request)
+            self._close(lambda: states.pause(self.state, request.reason or "paused by an operator", asked=True))
 
-    async def sleep(self, op: Operation, due_at: Callable[[datetime], datetime]) -> None:
-        """A sleep: its end is computed once, when it is called, and committed then."""
-        try:
-            await self._begun(op)
-            if op.recorded is not None:
-                self.core.deliver(op)
-                return
-            if self.parked:
-                await self._resumed()
-            if op.scheduled is None:
-                now = self._host.clock.now()
-                self._write(self.core.note(op, now, due_at(now)))
-            await self._until(op, _due(op))
-            self._write(self.core.conclude(op, self._host.clock.now()))
-        finally:
-            self._end(op)
+    @property
+    def pausing(self) -> bool:
+        """A pause was asked for, and something still executes."""
+        return self._leave is not None
 
-    def refuse(self, error: DurableError) -> NoReturn:
-        """The code does not fit the history, or the stored data the code: pause, and unwind from here."""
-        reason = f"{type(error).__name__}: {error}"
-        if not self.stopped:
-            self.stopped = True
-            _log.warning("run %s is paused: %s", self.run.id, reason)
-            self._spawn(self._pause(reason))
-        raise asyncio.CancelledError(reason)
+    def unask(self) -> None:
+        """The request to pause was withdrawn before it was carried out."""
+        if not self._leaving:
+            self._leave = None
+            self._attempts.reopen()
+
+    def _carry_out(self, request: Request) -> None:
+        text = failures.request_to_json(request)
+        if any(record.data == text for record in self.core.recorded(Kind.REQUEST)[-1:]):
+            return  # the worker that was told first has written it, and died before the run had left it
+        self.write(self.core.remark(Kind.REQUEST, "/request/{seq}", self._host.clock.now(), text))
+
+    def _close(self, leave: Callable[[], Change]) -> None:
+        """No attempt starts any more; when nothing executes, ``leave`` says what becomes of the run."""
+        self._attempts.closed = True
+        self._leave = self._leave or leave
+        self._pulse.touch()
+
+    def _interrupt(self, verdict: Failure) -> None:
+        """The function goes no further; what it has done is undone.
+
+        On replay it first goes through its history, so that its compensations are known.
+        """
+        if self.stopped or self.verdict is not None:
+            return
+        self.verdict = verdict
+        if self.core.live and self.core.begun:
+            self.stop_body()
+        else:
+            self._loop.call_later(_BETWEEN, self._stop_between)
+
+    def _stop_between(self) -> None:
+        """The function awaits something of its own, perhaps for ever, where no operation tells it to stop."""
+        if self.core.replaying and not self.stopped:
+            self._loop.call_later(_BETWEEN, self._stop_between)
+        elif not self._lost and not self._leaving:
+            self.stop_body()
+
+    def _clock_started(self) -> datetime:
+        """The first start; or the latest retry by an operator, or what timed out would at once time out again."""
+        requests = self.core.recorded(Kind.REQUEST)
+        retried = (r.at for r in requests if failures.request_from_json(r.data or "").verb is Verb.RETRY)
+        return max(retried, default=self.run.started_at or self.run.created_at)
+
+    def _arm_deadline(self) -> None:
+        if self._deadline is not None and self.verdict is None and not self.stopped:
+            if self._deadline <= self._host.clock.now():
+                self._time_out()
+            else:
+                self._disarm_deadline = self._host.clock.call_at(self._deadline, self._arm_deadline)
+
+    def _time_out(self) -> None:
+        if not self.parked and not self._lost:
+            self._interrupt(self._host.capture(RunTimeout(self.run.id)))
+
+    # -- what operations ask for ---------------------------------------------------------------------
 
     @property
     def random(self) -> Random:
@@ -171,148 +240,40 @@ class Execution:
             self._random = Random(self.run.seed)
         return self._random
 
-    async def _begun(self, op: Operation) -> None:
-        """Return when the operation may go on: to its recorded result, or to its start."""
-        undo = op.kind is Kind.UNDO
-        if self.stopped and not undo:
-            raise asyncio.CancelledError("the run does not go on here")
-        task = asyncio.current_task(self._loop)
+    def refuse(self, error: DurableError) -> NoReturn:
+        """The code does not fit the history, or the stored data the code: pause, and unwind from here."""
+        self.pause_here(f"{type(error).__name__}: {error}")
+
+    def pause_here(self, reason: str) -> NoReturn:
+        """Something that an operator has to look at: pause, and unwind from here."""
+        if not self.stopped or self.state is State.COMPENSATING:
+            self.stopped = True
+            _log.warning("run %s is paused: %s", self.run.id, reason)
+            self._spawn(self._pause(reason))
+        raise asyncio.CancelledError(reason)
+
+    def seen_in(self, task: object) -> None:
+        """An operation is awaited in ``task``."""
         if task is not self._main:
             self._several_tasks = True
-        if self._pulse.ticking:
-            self._pulse.touch()
-        if not self.core.begin(op, task):
-            await self._pulse.turn(op)
-        if op.recorded is None and self.state is State.COMPENSATING and not undo:
-            await self._stop_body()
-
-    def _end(self, op: Operation) -> None:
-        """After a delivery nothing; after a cancellation the operation is forgotten, without a record."""
-        self.core.drop(op)
-        if self._pulse.ticking:
-            self._pulse.touch()
-
-    def _recorded(self, op: Operation, call: Call) -> Any:
-        record = self.core.deliver(op)
-        try:
-            if record.failed:
-                raise StepFailed(op.key, record.attempt, failures.from_json(record.data))
-            value = call.codec.decode(record.data, f"the recorded result of step {op.key!r}")
-        except PayloadError as error:
-            self.refuse(error)
-        self._compensations.register(record, call, value)
-        return value
-
-    async def _succeeded(self, op: Operation, call: Call, text: str, value: Any, attempt: int, duration: float) -> Any:
-        if not self.core.direct(op):
-            self.core.offer(op)
-            await self._pulse.turn(op)
-        compensable = call.compensate is not None
-        record = self.core.conclude(
-            op, self._host.clock.now(), text, attempt=attempt, duration=duration, compensable=compensable
-        )
-        self._write(record)
-        if compensable:
-            self._compensations.register(record, call, value)
-        return value
-
-    async def _failed(self, op: Operation, failure: Failure, attempt: int, duration: float) -> NoReturn:
-        if not self.core.direct(op):
-            self.core.offer(op)
-            await self._pulse.turn(op)
-        text = failures.to_json(failure)
-        self._write(
-            self.core.conclude(op, self._host.clock.now(), text, failed=True, attempt=attempt, duration=duration)
-        )
-        raise StepFailed(op.key, attempt, failure)
-
-    # -- attempts ---------------------------------------------------------------------------------
-
-    async def _attempts(self, op: Operation, call: Call) -> tuple[int, float, Exception | None, Any]:
-        """Call until an attempt succeeds or is the last: its number, start, error or None, value."""
-        attempt = 1
-        if earlier := self.core.attempts(op.key):
-            attempt += len(earlier)
-            if (due_at := earlier[-1].due_at) is not None:
-                await self._until(op, due_at)
-        self._busy += 1
-        try:
-            while True:
-                started = time.monotonic()
-                if (self._last is not None and not self._last.done) or self._held_back(started):
-                    await self._gate()
-                    started = time.monotonic()
-                try:
-                    step = CurrentStep(self.run.id, op.key, attempt)
-                    return attempt, started, None, await invoke(call, step, self._host.threads)
-                except Exception as error:
-                    if call.retry is None or not call.retry.wants_retry(error, attempt):
-                        return attempt, started, error, None
-                    delay = call.retry.delay_after(error, attempt, random())
-                    due_at = self._attempt_failed(op, error, attempt, time.monotonic() - started, delay)
-                self._busy -= 1
-                try:
-                    await self._until(op, due_at)
-                finally:
-                    self._busy += 1
-                attempt += 1
-        finally:
-            self._busy -= 1
-            if self._draining or self._pulse.timers:
-                self._pulse.touch()
-
-    def _attempt_failed(self, op: Operation, error: Exception, attempt: int, duration: float, delay: float) -> datetime:
-        now = self._host.clock.now()
-        due_at = now + timedelta(seconds=delay)
-        text = failures.to_json(failures.capture(error))
-        self._write(self.core.failed_attempt(op, now, text, attempt, duration, due_at))
-        return due_at
-
-    def _held_back(self, now: float) -> bool:
-        return self._draining or self.parked or now >= self._host.deadline
-
-    async def _gate(self) -> None:
-        """Return when an attempt may start: all before it is committed, the lease holds, nobody drains."""
-        while True:
-            if self._last is not None and not self._last.done:
-                await self._last.wait()
-            elif self.parked:
-                await self._resumed()
-            elif self._draining:
-                self._busy -= 1
-                try:
-                    self._pulse.touch()
-                    await self._loop.create_future()
-                finally:
-                    self._busy += 1
-            elif time.monotonic() >= self._host.deadline:
-                await self._host.renewed()
-            else:
-                return
-
-    async def _resumed(self) -> None:
-        """Something that is not ours went on while the run was parked: what it calls waits for the next claim."""
-        self._unparked = self._unparked or asyncio.Event()
-        self._unparked.clear()
-        await self._unparked.wait()
 
     # -- rest -------------------------------------------------------------------------------------
 
-    async def _until(self, op: Operation, due_at: datetime) -> None:
+    async def until(self, op: Operation, due_at: datetime) -> None:
         direct = self.core.direct(op)
         if direct and due_at <= self._host.clock.now():
             return
         # One task, and it stands right here: nothing else can move, so there is nothing to wait for.
-        at_once = direct and not self._several_tasks and not self._draining
+        at_once = direct and not self._several_tasks and not self._attempts.closed
         await self._pulse.until(op, due_at, self._rested if at_once else self._pulse.touch)
 
     def _rested(self) -> None:
         """Nothing moves by itself: give back, park, or wait for a timer in place."""
         if self._main is None or self._main.done() or self.parked or self._lost:
             return
-        if self._draining and not self._busy:
-            if not self._giving_back:
-                self._giving_back = True
+        if self._attempts.closed and not self._attempts.busy:
+            if not self._leaving:
+                self._leaving = True
                 self._spawn(self.stop(UNWIND))
         elif self._pulse.due:  # a park would lead back here, and without a linger never any further
             self._pulse.fire()
@@ -328,7 +289,7 @@ class Execution:
     def _parkable(self) -> bool:
         """Nothing executes, and something other than a short backoff is waited for."""
         timers = self._pulse.timers.values()
-        if self._busy or not timers or (self.stopped and self.state is not State.COMPENSATING):
+        if self._attempts.busy or not timers or (self.stopped and self.state is not State.COMPENSATING):
             return False
         soon = self._host.clock.now() + timedelta(seconds=self._host.linger)
         return any(op.kind is Kind.SLEEP or due > soon for due, op in timers)
@@ -339,8 +300,11 @@ class Execution:
 
     def _park(self) -> None:
         self._pulse.freeze()
+        self._attempts.parked = True
         ready_at = min(due for due, _ in self._pulse.timers.values())
-        self._write(change=states.park(self.state, ready_at=ready_at, wakes=self._wakes))
+        if self._deadline is not None and self.verdict is None:
+            ready_at = min(ready_at, self._deadline)
+        self.write(change=states.park(self.state, ready_at=ready_at, wakes=self._wakes))
 
     # -- the end ----------------------------------------------------------------------------------
 
@@ -361,10 +325,11 @@ class Execution:
         self._ended(task)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
+        """The function has returned or raised, and nothing of it is left."""
         if self._lost:
             return
-        if self.state is State.COMPENSATING:  # the original error stands; what the replay came to is ignored
-            self._compensate(failures.from_json(self.run.error))
+        if self.verdict is not None:  # it stands; what the function came to is ignored
+            self._undo_all(self.verdict)
             return
         error: BaseException | None
         if task.cancelled():
@@ -375,68 +340,65 @@ class Execution:
             except PayloadError as refused:
                 error = refused
             else:
-                self._write(change=states.complete(self.state, text))
+                self.write(change=states.complete(self.state, text))
                 return
-        failure = failures.capture(error)
-        if self._compensations:
-            self._compensate(failure)
+        if self._retry is not None and self._retry.wants_retry(error, self.attempt):
+            self._try_again(self._retry, error)
         else:
-            self._write(change=states.fail(self.state, failures.to_json(failure)))
+            self._undo_all(self._host.capture(error))
+
+    def _try_again(self, retry: Retry, error: BaseException) -> None:
+        """Another run attempt: completed records are kept, failed ones set aside, nothing is undone."""
+        number, now = self.attempt, self._host.clock.now()
+        due_at = now + timedelta(seconds=retry.delay_after(error, number, random()))
+        text = failures.to_json(self._host.capture(error))
+        record = self.core.remark(Kind.RUN_ATTEMPT, f"/attempt/{number}", now, text, number, due_at)
+        ready_at = due_at if self._deadline is None else min(due_at, self._deadline)
+        self.write(record, states.try_again(self.state, ready_at))
 
     async def _pause(self, reason: str) -> None:
         await self._unwound(UNWIND)
         if not self._lost:
-            self._write(change=states.pause(self.state, reason))
+            self.write(change=states.pause(self.state, reason))
 
     # -- compensation -----------------------------------------------------------------------------
 
-    async def _stop_body(self) -> NoReturn:
-        """The run is compensating and the function has come to what it had not done: it goes no further."""
+    def stop_body(self) -> None:
+        """There is a verdict, and the function has come to what it had not done: it goes no further."""
         if not self.stopped:
             self.stopped = True
-            self._spawn(self._compensate_after_replay())
-        await self._loop.create_future()
-        raise AssertionError("nobody resolves it: unwinding cancels it")
+            self._spawn(self._undo_after_unwinding())
 
-    async def _compensate_after_replay(self) -> None:
+    async def _undo_after_unwinding(self) -> None:
         await self._unwound(UNWIND)
-        if not self._lost and not self._giving_back:
-            self._compensate(failures.from_json(self.run.error))
+        if not self._lost and not self._leaving and self.verdict is not None:
+            self._undo_all(self.verdict)
 
-    def _compensate(self, failure: Failure) -> None:
-        self._several_tasks = False
-        self._main = self._spawn(self._compensating(failure))
+    def _undo_all(self, failure: Failure) -> None:
+        compensable = [r for r in self.core.recorded(Kind.STEP) if r.compensable and not r.failed]
+        if self._compensations or compensable or self.state is State.COMPENSATING:
+            self.verdict = failure
+            self._several_tasks = False
+            self._main = self._spawn(self._compensating(failure, compensable))
+        else:
+            self._finish(failure)
 
-    async def _compensating(self, failure: Failure) -> None:
+    async def _compensating(self, failure: Failure, compensable: list[Record]) -> None:
         if self.state is State.RUNNING:
             change = states.compensate(self.state, failures.to_json(failure))
-            self._write(change=change)
+            self.write(change=change)
             self.state = change.state
-        compensable = [r for r in self.core.recorded(Kind.STEP) if r.compensable and not r.failed]
-        undone, not_undone = await self._compensations.run(compensable, self._undo)
-        end = states.fail if not_undone else states.compensated
-        failure = failures.with_compensations(failure, undone, not_undone)
-        self._write(change=end(self.state, failures.to_json(failure)))
+        undone, not_undone = await self._compensations.run(compensable, self.operations.undo)
+        self._finish(failures.with_compensations(failure, undone, not_undone))
 
-    async def _undo(self, key: str, call: Call) -> bool:
-        """One compensation: recorded once, with its own attempts. Returns whether it succeeded."""
-        op = self.core.operation(f"{key}/undo", Kind.UNDO)
-        try:
-            await self._begun(op)
-            if op.recorded is not None:
-                return not self.core.deliver(op).failed
-            attempt, started, error, _ = await self._attempts(op, call)
-            text = None if error is None else failures.to_json(failures.capture(error))
-            now, duration = self._host.clock.now(), time.monotonic() - started
-            self._write(self.core.conclude(op, now, text, failed=error is not None, attempt=attempt, duration=duration))
-            return error is None
-        finally:
-            self._end(op)
-
-    async def _undo_unstorable(self, op: Operation, call: Call, raw: Any) -> None:
-        """The effect has happened and its result cannot be recorded: its own compensation runs at once."""
-        if call.compensate is not None:
-            await self._undo(op.key, undo_of(call, raw))
+    def _finish(self, failure: Failure) -> None:
+        if failure.not_undone:
+            end = states.fail
+        elif self.cancelled:
+            end = states.cancelled
+        else:
+            end = states.compensated if self.state is State.COMPENSATING else states.fail
+        self.write(change=end(self.state, failures.to_json(failure)))
 
     # -- unwinding --------------------------------------------------------------------------------
 
@@ -447,6 +409,8 @@ class Execution:
         """
         self.stopped = True
         self._pulse.disarm()
+        if self._disarm_deadline is not None:
+            self._disarm_deadline()
         assert self._main is not None
         tasks: set[asyncio.Task[Any]] = {op.scope for op in self.core.open.values()} | {self._main}
         mine = asyncio.current_task(self._loop)
@@ -461,8 +425,9 @@ class Execution:
 
     # -- writing ----------------------------------------------------------------------------------
 
-    def _write(self, record: Record | None = None, change: Change | None = None) -> None:
-        self._last = self._host.committer.write(self.ref, self._settled, record, change)
+    def write(self, record: Record | None = None, change: Change | None = None) -> None:
+        """Gather a record, a change, or both for the next flush."""
+        self._attempts.last = self._host.committer.write(self.ref, self._settled, record, change)
 
     def _settled(self, write: RunWrite, outcome: Outcome | DurableError) -> None:
         """A flush with a write of this run has returned."""
@@ -470,6 +435,8 @@ class Execution:
         if self._lost:
             return
         if outcome is Outcome.APPLIED:
+            if self._host.hooks.active:
+                self._host.hooks.written(self.run, write)
             if change is not None and not change.keep:
                 self._host.left(self, change)
         elif isinstance(outcome, PayloadError):
@@ -490,13 +457,15 @@ class Execution:
             _log.error("run %s is paused: a bug in the engine", self.run.id, exc_info=error)
             self.stopped = True
             if not self._lost:
-                self._write(change=states.pause(self.state, f"a bug in the engine: {error!r}"))
+                self.write(change=states.pause(self.state, f"a bug in the engine: {error!r}"))
 
 
 _background: set[asyncio.Task[None]] = set()  # asyncio itself keeps only weak references
 
 
-def _due(op: Operation) -> datetime:
-    assert op.scheduled is not None
-    assert op.scheduled.due_at is not None
-    return op.scheduled.due_at
+def _stored_error(text: str | None) -> Failure:
+    """The error that was stored when compensation began; one that cannot be read does not keep it from going on."""
+    try:
+        return failures.from_json(text)
+    except PayloadError as error:
+        return failures.capture(error)

@@ -7,7 +7,7 @@ customer's data into a history. Pure; it knows neither records nor runs.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,8 +15,8 @@ from typing import Any, cast
 from pydantic_core import from_json as parse_json
 from pydantic_core import to_json as write_json
 
-from durable.errors import PayloadError, StepFailed, without_password
-from durable.model import Failure
+from durable.errors import PayloadError, RunCancelled, StepFailed, without_password
+from durable.model import Failure, Request, Verb
 
 # Sizes are bytes of JSON, escapes included; together a Failure stays below 64 kB.
 MAX_MESSAGE = 12_000
@@ -53,6 +53,23 @@ def capture(error: BaseException) -> Failure:
     )
 
 
+def redacted(failure: Failure, redact: Callable[[str], str]) -> Failure:
+    """``failure`` with its texts as ``redact`` gives them back, bounded and storable again.
+
+    Raises:
+        TypeError: ``redact`` gave something else than a text.
+    """
+    texts = [redact(failure.message), redact(failure.traceback)]
+    if not all(isinstance(text, str) for text in texts):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"the redaction hook must return a str, not {', '.join(type(text).__name__ for text in texts)}")
+    message, trace = (str.__str__(text) for text in texts)
+    return replace(
+        failure,
+        message=_clipped(message, MAX_MESSAGE, tail=0.0),
+        traceback=_clipped(trace, MAX_TRACEBACK, tail=0.7),
+    )
+
+
 def with_compensations(failure: Failure, undone: Sequence[str], not_undone: Sequence[str]) -> Failure:
     """``failure`` with the keys of the steps that were compensated, and of those that were not."""
     return replace(failure, undone=tuple(undone), not_undone=tuple(not_undone))
@@ -66,6 +83,22 @@ def to_json(failure: Failure) -> str:
         if value:
             fields[name] = value
     return write_json(fields).decode()
+
+
+def request_to_json(request: Request) -> str:
+    """The request as JSON text; what is empty is left out."""
+    return write_json({name: value for name in ("verb", "reason", "by") if (value := getattr(request, name))}).decode()
+
+
+def cancelled(run_id: str, reason: str) -> str:
+    """The error of a run that was cancelled, as JSON text."""
+    return to_json(capture(RunCancelled(run_id, reason)))
+
+
+def request_from_json(text: str) -> Request:
+    """The request that ``request_to_json`` wrote."""
+    found: dict[str, str] = parse_json(text)
+    return Request(Verb(found["verb"]), found.get("reason", ""), found.get("by", ""))
 
 
 def from_json(text: str | None) -> Failure:

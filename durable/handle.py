@@ -31,12 +31,14 @@ class RunHandle(Generic[Out_co]):
         codec: Codec,
         status: Callable[[str], Awaitable[State]],
         wait: Callable[[str], Awaitable[Run]],
+        cancel: Callable[..., Awaitable[bool]],
     ) -> None:
         self.run_id = run_id
         self.created = created
         self._codec = codec
         self._status = status
         self._wait = wait
+        self._cancel = cancel
 
     async def status(self) -> State:
         """The run's present state.
@@ -64,9 +66,13 @@ class RunHandle(Generic[Out_co]):
             value: Out_co = self._codec.decode(run.result, f"the result of run {run.id}")
             return value
         if run.state is State.CANCELLED:
-            raise RunCancelled(run.id)
+            raise RunCancelled(run.id, _reason(run))
         failure = Failure("unknown", "") if run.error is None else failures.from_json(run.error)
         raise _OUTCOMES[run.state](run.id, failure)
+
+    async def cancel(self, *, reason: str = "", by: str = "") -> bool:
+        """Ask for the cancellation of the run; False when it had ended. See ``Engine.cancel``."""
+        return await self._cancel(self.run_id, reason=reason, by=by)
 
     def __repr__(self) -> str:
         return f"<run {self.run_id}>"
@@ -77,3 +83,10 @@ _OUTCOMES: dict[State, type[RunFailed]] = {
     State.COMPENSATED: RunCompensated,
     State.DEAD_LETTER: RunDeadLettered,
 }
+
+
+def _reason(run: Run) -> str:
+    """Why it was cancelled: the recorded error's message ends with the reason that was given."""
+    if run.error is None:
+        return ""
+    return failures.from_json(run.error).message.partition(" was cancelled")[2].removeprefix(": ")

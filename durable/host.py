@@ -6,7 +6,8 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Protocol
 
 from durable.committer import Committer
-from durable.model import Change
+from durable.hooks import Hooks
+from durable.model import Change, Failure
 from durable.steps import StillRunning
 from durable.store import Clock
 
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
 
 
 class Host(Protocol):
-    """What an execution needs of its worker."""
+    """The worker, as its executions see it."""
 
     committer: Committer
     clock: Clock
+    hooks: Hooks
     linger: float
     threads: StillRunning
 
@@ -29,6 +31,10 @@ class Host(Protocol):
 
     def renewed(self) -> Awaitable[None]:
         """Return after the next successful renewal."""
+        ...
+
+    def capture(self, error: BaseException, /) -> Failure:
+        """What is recorded of ``error``, redacted."""
         ...
 
     def left(self, execution: Execution, change: Change) -> None:

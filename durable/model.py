@@ -12,6 +12,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
+SUSPECT_AFTER = 2
+"""Expired leases without a new record in between from which a run is suspected of killing its workers. The first is an
+accident; the second may be its own doing, and befalls all that the worker held; the third shall strike it alone."""
+
 
 class State(StrEnum):
     """The states of a run. Which may follow which is decided in ``states`` alone."""
@@ -37,7 +41,28 @@ class Kind(StrEnum):
     SLEEP = "sleep"  # key of the sleep: it was called; due_at is its end
     WOKE = "woke"  # <key>/woke: the sleep's end was delivered
     UNDO = "undo"  # <key>/undo: a compensation's end
+    RUN_ATTEMPT = "run_attempt"  # /attempt/<n>: a failed run attempt that will be followed by another; data: Failure
+    REQUEST = "request"  # /request/<seq>: a request was carried out; data: the Request
     TAKEOVER = "takeover"  # /takeover/<claim>: a lease expired with this run in it; worker: who lost it
+
+
+class Verb(StrEnum):
+    """What an operator, or another program, asks of a run."""
+
+    CANCEL = "cancel"
+    PAUSE = "pause"
+    RESUME = "resume"
+    RETRY = "retry"
+    RETRY_UNDO = "retry_compensation"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request about one run: what, why, who."""
+
+    verb: Verb
+    reason: str = ""
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +127,16 @@ class RunSummary:
     ended_at: datetime | None = None
     ready_at: datetime | None = None  # when it may be claimed; None: leased, or not by time alone
     reason: str | None = None  # why it is paused
+    requested: Request | None = None  # cancel or pause, asked for and not carried out yet
     owner: str | None = None  # the worker that holds it
     claim: int = 0  # how often it was claimed
     takeovers: int = 0  # expired leases since its last new record
     shard: int = 0
+
+    @property
+    def suspect(self) -> bool:
+        """It may be what kills its workers: it is given out alone among its like."""
+        return self.takeovers >= SUSPECT_AFTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +192,8 @@ class Change:
     result: str | None = None
     error: str | None = None
     reason: str | None = None
+    drop_failed: bool = False  # set the records of steps that did not succeed aside: they do not count any more
+    asked: bool = False  # pause: carries out a request; when that is not open any more, the run is given back instead
 
 
 @dataclass(slots=True)
@@ -199,6 +232,7 @@ class Claimed:
 
     runs: Sequence[ClaimedRun]
     next_ready_at: datetime | None  # the earliest future due time among the routes asked for
+    requests: Sequence[tuple[str, Request]] = ()  # run id → what is asked of a run that the worker holds
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,15 @@ def check_key(value: object, what: str) -> str:
     return _text(value, what, MAX_KEY)
 
 
+def check_note(value: object, what: str) -> str:
+    """A remark of an operator: at most 512 bytes of printable text, also none.
+
+    Raises:
+        InvalidArgument: It is not such a text.
+    """
+    return _text(value, what, MAX_KEY, least=0)
+
+
 def check_tags(tags: Mapping[str, str] | None) -> dict[str, str]:
     """A copy of ``tags``: at most 64, keys are names, values printable text of at most 512 bytes, also empty.
 

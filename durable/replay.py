@@ -65,7 +65,7 @@ _NOBODY, _SEVERAL = _Nobody(), _Nobody()
 class Operation:
     """One ``ctx`` operation of one run: its key, and the record of its result when there is one."""
 
-    __slots__ = ("future", "key", "kind", "recorded", "scheduled", "scope", "stood_alone")
+    __slots__ = ("future", "held", "key", "kind", "recorded", "scheduled", "scope", "stood_alone")
 
     def __init__(self, key: str, kind: Kind, recorded: Record | None, scheduled: Record | None) -> None:
         self.key = key
@@ -73,6 +73,7 @@ class Operation:
         self.recorded = recorded
         self.scheduled = scheduled  # a sleep's own record: it was called on an earlier pass
         self.scope: Any = None  # the task in which it is awaited
+        self.held = False  # it has to wait for its turn
         self.future: Turn | None = None  # what its coroutine waits on until it is its turn
         self.stood_alone = False  # when it was begun
 
@@ -86,8 +87,10 @@ class Replay:
     """
 
     def __init__(self, records: Sequence[Record], now: datetime) -> None:
-        self._records = {record.key: record for record in records}
-        self._left = sum(record.kind in _RESULTS for record in records)  # recorded results not delivered
+        # Keys that begin with "/" belong to no operation: requests, run attempts, takeovers, what was set aside.
+        self._records = {record.key: record for record in records if record.key[0] != "/"}
+        self._others = [record for record in records if record.key[0] == "/"]
+        self._left = sum(record.kind in _RESULTS for record in self._records.values())  # results not delivered
         self._reached = _unfinished(self._records)  # begun before without a result, and not begun again
         self._names: dict[str, tuple[int, Scope | None]] = {}
         self.open: dict[str, Operation] = {}
@@ -148,8 +151,10 @@ class Replay:
         return found
 
     def recorded(self, kind: Kind) -> list[Record]:
-        """All records of one kind that the execution started with, in sequence order."""
-        return [record for record in self._records.values() if record.kind is kind]
+        """The records of one kind that the execution started with, in sequence order; none that was set aside."""
+        if kind in (Kind.STEP, Kind.UNDO):
+            return [record for record in self._records.values() if record.kind is kind]
+        return [record for record in self._others if record.kind is kind]
 
     # -- beginning --------------------------------------------------------------------------------
 
@@ -198,6 +203,11 @@ class Replay:
     def replaying(self) -> bool:
         """The code has been here before: recorded results are left, or operations that it had begun."""
         return (self._left > 0 and not self._live) or bool(self._reached)
+
+    @property
+    def live(self) -> bool:
+        """What is not recorded starts at once: the code has gone past its history."""
+        return self._live
 
     def direct(self, op: Operation) -> bool:
         """The result of ``op`` needs no turn: it stands alone, in the task that the last delivery woke, so that
@@ -271,6 +281,14 @@ class Replay:
         self.seq += 1
         op.scheduled = Record(self.seq, op.key, op.kind, at, due_at=due_at)
         return op.scheduled
+
+    def remark(
+        self, kind: Kind, key: str, at: datetime, data: str, attempt: int = 1, due_at: datetime | None = None
+    ) -> Record:
+        """A record that belongs to no operation; ``{seq}`` in its key is its sequence number."""
+        self.seq += 1
+        failed = kind is Kind.RUN_ATTEMPT
+        return Record(self.seq, key.format(seq=self.seq), kind, at, data, failed, attempt, due_at=due_at)
 
     def failed_attempt(
         self, op: Operation, at: datetime, data: str, attempt: int, duration: float, due_at: datetime

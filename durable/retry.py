@@ -34,6 +34,8 @@ class Retry:
         jitter: The fraction of each wait, 0 to 1, that chance may take away. With 0.2 a wait of 10 s becomes
             8 to 10 s, with 1.0 anything up to 10 s. It only shortens, so that ``max_delay`` holds. Default 0.
         on: An exception class, or a tuple of them, that is tried again. Default ``Exception``.
+        on_exhausted: What follows the last attempt: ``"fail"`` (default), or ``"pause"``: the run is paused with the
+            reason, and an operator's resume makes one more attempt. ``NonRetryable`` and ``unless`` fail in any case.
         unless: An exception class, or a tuple of them, that is not; it wins over ``on``. Default none.
 
     Raises:
@@ -48,6 +50,7 @@ class Retry:
     jitter: float = 0.0
     on: Errors = Exception
     unless: Errors = ()
+    on_exhausted: Literal["fail", "pause"] = "fail"
 
     def __post_init__(self) -> None:
         _check_attempts(self.max_attempts)
@@ -62,6 +65,8 @@ class Retry:
         object.__setattr__(self, "jitter", _number(self.jitter, "jitter", least=0.0, most=1.0))
         _check_errors(self.on, "on")
         _check_errors(self.unless, "unless")
+        if self.on_exhausted not in ("fail", "pause"):
+            raise InvalidArgument(f"on_exhausted must be 'fail' or 'pause', not {self.on_exhausted!r:.50}")
 
     def wants_retry(self, error: BaseException, attempt: int) -> bool:
         """Whether another attempt follows attempt number ``attempt``, which ended with ``error``.
@@ -74,6 +79,10 @@ class Retry:
         if isinstance(error, self.unless):
             return False
         return isinstance(error, (RetryAfter, self.on) if isinstance(self.on, type) else (RetryAfter, *self.on))
+
+    def pauses_after(self, error: BaseException) -> bool:
+        """Whether the run is paused after the last attempt has ended with ``error``, instead of the step failing."""
+        return self.on_exhausted == "pause" and self.wants_retry(error, 0)
 
     def delay_before(self, attempt: int, unit: float) -> float:
         """Seconds to wait before attempt number ``attempt`` (2 or higher).

@@ -31,6 +31,8 @@ class Event(StrEnum):
     RESUME = "resume"
     RESUME_UNDO = "resume compensation"
     RETRY = "retry"
+    RETRY_UNDO = "retry compensation"
+    TRY_AGAIN = "try again"
 
 
 _S, _E = State, Event
@@ -52,6 +54,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (_S.COMPENSATING, _E.FAIL): _S.FAILED,
     (_S.COMPENSATING, _E.CANCELLED): _S.CANCELLED,
     (_S.RUNNING, _E.CANCELLED): _S.CANCELLED,
+    (_S.RUNNING, _E.TRY_AGAIN): _S.PENDING,  # another run attempt, after its backoff
     (_S.RUNNING, _E.PAUSE): _S.PAUSED,
     (_S.COMPENSATING, _E.PAUSE): _S.PAUSED,
     # given back, or taken from a worker whose lease expired
@@ -62,13 +65,21 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (_S.RUNNING, _E.GIVE_UP): _S.DEAD_LETTER,
     (_S.COMPENSATING, _E.GIVE_UP): _S.DEAD_LETTER,
     # operators and other processes, on runs that nobody executes
-    (_S.PENDING, _E.CANCEL): _S.CANCELLED,
+    (_S.PENDING, _E.CANCELLED): _S.CANCELLED,  # it has never started: there is nothing to undo
+    (_S.PAUSED, _E.CANCELLED): _S.CANCELLED,  # the same
+    (_S.PENDING, _E.CANCEL): _S.PENDING,  # it has: a worker replays it to find what to undo
+    (_S.SLEEPING, _E.CANCEL): _S.SLEEPING,
+    (_S.WAITING, _E.CANCEL): _S.WAITING,
+    (_S.RUNNING, _E.CANCEL): _S.RUNNING,  # until its worker has been told
+    (_S.COMPENSATING, _E.CANCEL): _S.COMPENSATING,
+    (_S.PAUSED, _E.CANCEL): _S.PENDING,
     (_S.PENDING, _E.PAUSE): _S.PAUSED,
     (_S.SLEEPING, _E.PAUSE): _S.PAUSED,
     (_S.WAITING, _E.PAUSE): _S.PAUSED,
     (_S.PAUSED, _E.RESUME): _S.PENDING,
     (_S.PAUSED, _E.RESUME_UNDO): _S.COMPENSATING,  # its error was stored when compensation began
     (_S.FAILED, _E.RETRY): _S.PENDING,
+    (_S.FAILED, _E.RETRY_UNDO): _S.COMPENSATING,
     (_S.DEAD_LETTER, _E.RETRY): _S.PENDING,
 }
 
@@ -120,5 +131,15 @@ def release(current: State) -> Change:
     return Change(after(current, Event.RELEASE), ready_now=True)
 
 
-def pause(current: State, reason: str) -> Change:
-    return Change(after(current, Event.PAUSE), reason=reason)
+def pause(current: State, reason: str, *, asked: bool = False) -> Change:
+    """``asked``: because of a request. One that was withdrawn or replaced meanwhile must not stop the run."""
+    return Change(after(current, Event.PAUSE), reason=reason, asked=asked)
+
+
+def cancelled(current: State, error: str) -> Change:
+    return Change(after(current, Event.CANCELLED), error=error)
+
+
+def try_again(current: State, ready_at: datetime) -> Change:
+    """Another run attempt at ``ready_at``: completed records are kept, failed ones are set aside."""
+    return Change(after(current, Event.TRY_AGAIN), ready_at=ready_at, drop_failed=True)

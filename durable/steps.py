@@ -29,15 +29,19 @@ UNWIND = 5.0
 class CurrentStep:
     """What a step function can know about the attempt it runs in."""
 
-    __slots__ = ("_key", "attempt", "cancelled", "name", "run_id")
+    __slots__ = ("_key", "attempt", "cancelled", "run_id")
 
     def __init__(self, run_id: str, key: str, attempt: int) -> None:
         self.run_id = run_id
-        self.name = key.partition("#")[0].partition("/")[0]
         self.attempt = attempt
         self.cancelled = False
         """The attempt's result is not wanted any more: it timed out, or the worker stops."""
         self._key = key
+
+    @property
+    def name(self) -> str:
+        """The step's name, without its occurrence."""
+        return self._key.partition("#")[0].partition("/")[0]
 
     @property
     def idempotency_key(self) -> str:
@@ -63,7 +67,7 @@ def current_step() -> CurrentStep:
 class Call:
     """A user function with its arguments and how it is to be called."""
 
-    __slots__ = ("args", "codec", "compensate", "fn", "on_loop", "retry", "timeout")
+    __slots__ = ("args", "codec", "compensate", "fn", "on_loop", "retry", "timeout", "undo_retry", "undo_timeout")
 
     def __init__(
         self,
@@ -72,15 +76,20 @@ class Call:
         codec: Codec,
         retry: Retry | None,
         timeout: float | None,
-        compensate: Callable[[Any], Any] | None = None,
     ) -> None:
         self.fn = fn
         self.args = args
         self.codec = codec
         self.retry = retry
         self.timeout = timeout
-        self.compensate = compensate
+        self.compensate: Callable[[Any], Any] | None = None
+        self.undo_retry: Retry | None = None
+        self.undo_timeout: float | None = None
         self.on_loop = runs_on_loop(fn)
+
+    def undone_by(self, fn: Callable[[Any], Any], retry: Retry | None, timeout: float | None) -> None:
+        """``fn`` compensates this call; it gets the result."""
+        self.compensate, self.undo_retry, self.undo_timeout = fn, retry, timeout
 
 
 _on_loop: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()

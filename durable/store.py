@@ -27,11 +27,13 @@ from durable.model import (
     Outcome,
     Record,
     Renewal,
+    Request,
     Run,
     RunFilter,
     RunRef,
     RunSummary,
     RunWrite,
+    State,
 )
 
 
@@ -40,6 +42,7 @@ class Hint(Flag):
 
     WORK = auto()  # runs may have become ready
     ENDED = auto()  # runs may have ended
+    REQUEST = auto()  # something was asked of a run that a worker holds
 
 
 class Route(NamedTuple):
@@ -127,7 +130,8 @@ class Store(Protocol):
         """Delete workers whose lease has expired and release their runs; returns how many runs.
 
         Each released run gets a takeover record naming the dead worker, and counts takeovers since its last
-        new record; the ``limit``-th makes it ``dead_letter``. Runs whose owner has no row are released too.
+        new record; the ``limit``-th makes it ``dead_letter``. Runs whose owner has no row are released too. All are
+        ready at once: that a run which kills its workers does not take its neighbours along is the claim's to see to.
         """
         ...
 
@@ -144,6 +148,11 @@ class Store(Protocol):
     ) -> Claimed:
         """Take up to ``limit`` ready runs, oldest due first within a route, never one that is taken.
 
+        A run with two takeovers or more since its last new record is a suspect (``RunSummary.suspect``). A claim takes
+        at most one, and none while the worker holds another: so each further death of a worker counts against one
+        suspect alone, and a run that kills at once whoever claims it takes no other to ``dead_letter`` with it. The
+        price: runs that were taken over twice begin one at a time in each worker, until each has written a record.
+
         Args:
             worker: Who claims. Without a live row nothing is claimed.
             routes: What it can execute.
@@ -152,6 +161,10 @@ class Store(Protocol):
             warm: Runs whose execution the worker still has in memory: run id → the claim number it has seen.
                 When nobody else claimed the run since, its records are not read (``records=None``).
             done: Ids of earlier batches none of whose runs the worker holds any more; forgotten.
+
+        The answer also holds what has been asked of runs that the worker holds, those of this answer included: each
+        request with every claim, ``limit=0`` and no routes included, until the run has left the worker or the request
+        is withdrawn. ``run.requested`` says it for a run claimed later.
         """
         ...
 
@@ -162,7 +175,9 @@ class Store(Protocol):
     async def commit(self, worker: str, writes: Sequence[RunWrite]) -> list[Outcome]:
         """Apply each write whole or not at all, in one transaction; one outcome for each, in order.
 
-        A run occurs in at most one of the writes.
+        A run occurs in at most one of the writes. A terminal change ends every request, also one that came too late;
+        a ``paused`` one ends a request to pause, and keeps one to cancel. A run that leaves its worker with a request
+        open, and is not paused, is ready at once.
 
         Raises:
             PayloadError: The database refuses the data of one write; nothing was written.
@@ -176,8 +191,68 @@ class Store(Protocol):
         """Create each run, unless its key or id exists already; one answer for each, in order."""
         ...
 
-    async def resume(self, run_id: str) -> bool:
-        """Make a paused run ready again; False when it is not paused (any more).
+    async def request(self, run_id: str, request: Request) -> State | None:
+        """Ask something of a run; whether it applies depends on the run's state, by the table in ``states``.
+
+        One transaction. Who carries a request out writes its ``REQUEST`` record (key ``/request/<seq>``, data:
+        ``failures.request_to_json``): the worker that executes the run, or this method where nobody has to execute
+        anything. ``by`` and ``reason`` are stored with the request until then, as ``Run.requested``.
+
+        * ``cancel``. A run that never started (``started_at`` is None) is ``cancelled`` at once, paused or not, with
+          the error ``failures.cancelled``. Of any other run that is not terminal the request is stored; a run that
+          nobody holds becomes ready at once, and a paused one leaves its pause (to ``compensating`` when its error is
+          set); a holder is told by its next claim. It replaces a request to pause.
+        * ``pause``. A run that nobody holds is ``paused`` at once, with the reason; a holder is told. It does not apply
+          to a run that is compensating and not held, nor to one that is asked to be cancelled.
+        * ``resume``. A paused run becomes ready at once (a delayed one too), ``compensating`` when its error is set. A
+          request to pause that is not carried out yet is withdrawn, and leaves no record.
+        * ``retry``. A ``failed`` or ``dead_letter`` run becomes ``pending`` and ready at once, without error, end,
+          takeovers and request. Set aside are the records of steps that did not succeed, of steps that were
+          compensated, and whatever compensations have left.
+        * ``retry_compensation``. A ``failed`` run that has failed compensations becomes ``compensating`` and ready at
+          once, without end, takeovers and request, its error kept. Set aside are the failed compensations.
+
+        A record that is set aside keeps its contents under the key ``/<claim>/<key>``, with the claim number as it was
+        before, and so does every record whose key extends its key (attempts, compensations, wakes). Keys that begin
+        with ``/`` stay as they are. Which they are: ``requests.set_aside``.
+
+        Every request that changes the run raises ``wakes``. One that writes a record or sets some aside raises
+        ``claim`` too, so that no execution of before writes any more, and no copy of the history in memory counts as
+        current. A ``REQUEST`` record written here is no progress: ``takeovers`` stay.
+
+        Asking again changes nothing and answers the same: a request to cancel or to pause that is open, whoever asks
+        again; and one that the run's latest ``REQUEST`` record says was carried out (verb, reason and ``by`` equal), as
+        long as its effect lasts: ``requests.asked_again``. A withdrawal that is sent again answers None.
+
+        Returns:
+            The run's state afterwards when the request applies, else None: then the caller reads the run.
+
+        Raises:
+            RunNotFound: There is no such run.
+            PayloadError: The database refuses the reason or ``by``.
+        """
+        ...
+
+    async def retry_from(self, run_id: str, step: str, request: Request) -> State | None:
+        """As ``request`` to retry, but the record with the key ``step`` and all after it are set aside too.
+
+        Raises:
+            RunNotFound: There is no such run; or a retry applies, and no record has the key (one that begins with ``/``
+                is no step's).
+            PayloadError: The database refuses the reason or ``by``.
+        """
+        ...
+
+    async def prune(self, before: datetime, limit: int) -> int:
+        """Delete up to ``limit`` terminal runs that ended before ``before``, with all that belongs to them.
+
+        In short transactions, and past runs that somebody holds at this moment. It frees their keys. Returns how many:
+        fewer than ``limit`` when there are no more.
+        """
+        ...
+
+    async def delete(self, run_id: str) -> bool:
+        """Delete one terminal run with all that belongs to it; False when it is not terminal.
 
         Raises:
             RunNotFound: There is no such run.

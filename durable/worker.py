@@ -20,8 +20,9 @@ from durable.durations import seconds
 from durable.errors import DurableError, InvalidArgument, PayloadError, StoreUnavailable
 from durable.execution import Execution
 from durable.heartbeat import Heartbeat
+from durable.hooks import Hooks
 from durable.ids import new_id
-from durable.model import Change, ClaimedRun, Renewal, RunWrite
+from durable.model import Change, ClaimedRun, Failure, Renewal, Request, RunWrite
 from durable.states import TERMINAL, release
 from durable.steps import UNWIND, StillRunning
 from durable.store import Hint, Route, Store
@@ -36,6 +37,9 @@ _CLAIM_MOST = 500
 _LAST_WORDS = 0.4
 """Seconds, each, that a stopping worker grants after the drain timeout: to steps that are being cancelled, and
 to the store for what is still to be written. Together with the rest they stay within one second (P03)."""
+
+_PRUNE_BATCH, _PRUNE_EVERY, _PRUNE_AGAIN = 500, 60.0, 1.0
+"""Runs that are pruned in one transaction; seconds between two looks; seconds after a look that found a full batch."""
 
 _LEASE_LEAST = 0.5
 """Seconds. A shorter lease would be lost to an ordinary pause of the machine."""
@@ -56,6 +60,8 @@ class WorkerOptions:
         linger: Seconds or timedelta for which a parked run stays in memory, to go on without a replay; 0 evicts it at
             once. Default 1.
         drain_timeout: Seconds or timedelta for which a stopping worker lets running steps end. Default 30.
+        prune_after: Seconds or timedelta after which runs that have ended are deleted, a bounded batch at a time,
+            beside the other work. Default None: never.
 
     Raises:
         InvalidArgument: A value is out of its range.
@@ -70,6 +76,7 @@ class WorkerOptions:
         poll_interval: float | timedelta = 1.0,
         linger: float | timedelta = 1.0,
         drain_timeout: float | timedelta = 30.0,
+        prune_after: float | timedelta | None = None,
     ) -> None:
         self.concurrency = _count(concurrency, "concurrency")
         self.threads = _count(threads, "threads")
@@ -77,6 +84,7 @@ class WorkerOptions:
         self.poll_interval = seconds(poll_interval, "poll_interval")
         self.linger = seconds(linger, "linger")
         self.drain_timeout = seconds(drain_timeout, "drain_timeout")
+        self.prune_after = None if prune_after is None else seconds(prune_after, "prune_after")
         if self.lease < _LEASE_LEAST:
             raise InvalidArgument(f"lease must be at least {_LEASE_LEAST} s, not {self.lease:g}")
         if not self.poll_interval:
@@ -98,6 +106,8 @@ class Worker:
         services: Handed to the workflows as ``ctx.services``.
         options: See ``WorkerOptions``.
         step_timeout: Default timeout of step attempts, in seconds.
+        hooks: The observers.
+        capture: Makes what is recorded of an exception, redacted.
         on_ended: Called with each run id whose end this worker has committed.
     """
 
@@ -108,6 +118,8 @@ class Worker:
         services: Mapping[str, Any],
         options: WorkerOptions,
         step_timeout: float | None,
+        hooks: Hooks,
+        capture: Callable[[BaseException], Failure],
         on_ended: Callable[[str], None],
     ) -> None:
         self._store = store
@@ -117,6 +129,8 @@ class Worker:
         self._options = options
         self._step_timeout = step_timeout
         self._on_ended = on_ended
+        self.hooks = hooks
+        self.capture = capture
         self._pool = ThreadPool(options.threads)
         self.threads = StillRunning(self._pool)
         self.clock = store.clock
@@ -129,12 +143,14 @@ class Worker:
         self._batches: dict[str, set[str]] = {}  # claim batch → its runs that are still held under it
         self._batch_of: dict[str, str] = {}
         self._done_batches: list[str] = []
+        self._unheard: set[str] = set()  # runs that were asked something while they parked
         self._signal = asyncio.Event()  # a reason to claim
         self._idle = asyncio.Event()  # the last claim found nothing, and nothing moves
         self._more = False  # the last claim was full
         self._stopping = False
         self._given_up = False  # stopping, and the store does not answer
         self._idle_wanted = False
+        self._prune_at = 0.0  # time.monotonic()
         self._reconcile_at = 0.0  # time.monotonic()
         self._claims: asyncio.Task[None] | None = None
         self._wake_time = self.clock.now()
@@ -233,12 +249,14 @@ class Worker:
         if self._stopping:
             return
         _log.error("worker %s has lost its lease: %d runs are dropped here", self.id, len(self._active))
+        self.hooks.emit("lease_lost", detail=f"{len(self._active)} runs")
         self.id = ""
         for execution in [*self._active.values(), *self._warm.values()]:
             execution.lose()
         self._batches.clear()
         self._batch_of.clear()
         self._done_batches.clear()
+        self._unheard.clear()
         self._signal.set()
 
     # -- claiming ---------------------------------------------------------------------------------
@@ -256,7 +274,7 @@ class Worker:
         self._idle_wanted = False
 
     def _on_hint(self, hint: Hint) -> None:
-        if Hint.WORK in hint:
+        if hint & (Hint.WORK | Hint.REQUEST):
             self.poke()
 
     async def _claim_loop(self) -> None:
@@ -267,9 +285,9 @@ class Worker:
                     await self._heartbeat.stop()
                     await self._register()  # under a new id
                 await self._reap_if_due()
+                await self._prune_if_due()
                 free = self._options.concurrency - len(self._active)
-                if free > 0:
-                    await self._claim(min(free, _CLAIM_MOST))
+                await self._claim(max(0, min(free, _CLAIM_MOST)))  # with no slot free, to hear what is asked
             except StoreUnavailable as error:
                 _log.warning("cannot claim: %s", error)
                 await self._wait(_RETRY_PAUSE)
@@ -277,6 +295,7 @@ class Worker:
                 continue
             except Exception:
                 _log.exception("a claim failed in a way that it must not")
+                self.hooks.emit("error", detail="a claim failed")
                 await self._wait(_RETRY_PAUSE)
                 continue
             if time.monotonic() >= self._reconcile_at:
@@ -304,7 +323,8 @@ class Worker:
             raise
         if worker != self.id:
             return  # the lease was lost meanwhile; whoever released our runs has these too
-        self._more = len(answer.runs) >= limit
+        # Behind a suspect there can be more: the next claim passes over what this one would not take with it.
+        self._more = len(answer.runs) >= limit > 0 or any(claimed.run.suspect for claimed in answer.runs)
         if answer.next_ready_at is not None:
             self._wake_at(answer.next_ready_at)
         if answer.runs:
@@ -316,6 +336,20 @@ class Worker:
                 self._execute(replace(claimed, records=await self._store.history(claimed.run.id)))
             else:
                 self._execute(claimed)
+        self._hear(dict(answer.requests))
+
+    def _hear(self, requests: Mapping[str, Request]) -> None:
+        """Tell the executions what is asked of their runs."""
+        for run_id, request in requests.items():
+            if (execution := self._active.get(run_id)) is None:
+                continue
+            if execution.parked:  # on its way out: whoever claims it next is told
+                self._unheard.add(run_id)
+            else:
+                execution.ask(request)
+        for run_id, execution in self._active.items():
+            if execution.pausing and run_id not in requests and not self._stopping:
+                execution.unask()
 
     def _execute(self, claimed: ClaimedRun) -> None:
         run_id = claimed.run.id
@@ -330,7 +364,10 @@ class Worker:
         execution = self._active[run_id] = Execution(claimed, self)
         workflow = self._workflows[Route(claimed.run.workflow, claimed.run.version)]
         ctx = Context(execution, self._services, self._step_timeout)
-        execution.start(_body(execution, workflow, ctx), workflow.encode_result)
+        body = _body(execution, workflow, ctx)
+        execution.start(body, workflow.encode_result, workflow.retry, workflow.timeout)
+        if self.hooks.active and claimed.run.claim == 1:
+            self.hooks.emit("run_started", run_id=run_id, workflow=workflow.name)
 
     async def _reap_if_due(self) -> None:
         if self._next_expiry is not None and self._next_expiry <= self.clock.now():
@@ -339,6 +376,15 @@ class Worker:
             if released:
                 _log.warning("took over %d runs of workers whose lease had expired", released)
                 self._store.announce(Hint.WORK)
+                self.hooks.emit("took_over", detail=f"{released} runs")
+
+    async def _prune_if_due(self) -> None:
+        """One bounded batch; the next follows at once only when there was a full one."""
+        if self._options.prune_after is None or time.monotonic() < self._prune_at:
+            return
+        before = self.clock.now() - timedelta(seconds=self._options.prune_after)
+        full = await self._store.prune(before, _PRUNE_BATCH) == _PRUNE_BATCH
+        self._prune_at = time.monotonic() + (_PRUNE_AGAIN if full else _PRUNE_EVERY)
 
     async def _reconcile(self) -> None:
         """After a claim whose answer was lost: give back what the store says is ours and is not here."""
@@ -388,10 +434,13 @@ class Worker:
                 self._keep_warm(run_id, execution)
             else:
                 self._evict(run_id, execution)
-            if change.ready_at is not None:
-                self._wake_at(change.ready_at)
         elif change.state in TERMINAL:
             self._on_ended(run_id)
+        if change.ready_at is not None:
+            self._wake_at(change.ready_at)
+        if execution.pausing or run_id in self._unheard:  # it left with its request open: it is ready at once
+            self._unheard.discard(run_id)
+            self.poke()
 
     def rested(self) -> None:
         """A run waits for time in its slot."""
@@ -429,7 +478,7 @@ class Worker:
             if not runs:
                 del self._batches[batch]
                 self._done_batches.append(batch)
-        if self._more or self._stopping or self._idle_wanted or not self._active:
+        if self._more or self._stopping or self._idle_wanted or not self._active or execution.run.suspect:
             self._signal.set()
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine
-from typing import Any, Generic, TypeVar, cast, overload
+from datetime import timedelta
+from typing import Any, Generic, TypeVar, overload
 
 from durable.codec import input_codec, result_codec
 from durable.context import Context
+from durable.durations import seconds
 from durable.errors import InvalidArgument
 from durable.names import check_name
+from durable.retry import Retry, as_retry
 from durable.store import Route
 
 In = TypeVar("In")
@@ -24,12 +27,21 @@ class Workflow(Generic[In, Out]):
     Called as a function inside another workflow, it runs inline: same ``ctx``, same names.
     """
 
-    def __init__(self, fn: _Body[Out], name: str | None, version: str) -> None:
+    def __init__(
+        self,
+        fn: _Body[Out],
+        name: str | None = None,
+        version: str = "1",
+        retry: Retry | int | None = None,
+        timeout: float | timedelta | None = None,
+    ) -> None:
         if not inspect.iscoroutinefunction(fn):
             raise InvalidArgument(f"workflow {getattr(fn, '__name__', fn)!r} must be an async function")
         self.fn = fn
         self.name = check_name(fn.__name__ if name is None else name, "workflow name")
         self.version = check_name(version, "workflow version")
+        self.retry = as_retry(retry)
+        self.timeout = None if timeout is None else seconds(timeout, "timeout")
         self.takes_input, self.input_has_default, self.input_codec = input_codec(fn)
         self.result_codec = result_codec(fn)
         self.__doc__ = fn.__doc__
@@ -59,16 +71,15 @@ class Workflow(Generic[In, Out]):
 class _Decorator:
     """``@workflow(...)`` before it meets its function."""
 
-    def __init__(self, name: str | None, version: str) -> None:
-        self._name = name
-        self._version = version
+    def __init__(self, **options: Any) -> None:
+        self._options = options
 
     @overload
     def __call__(self, fn: Callable[[Context, In], Coroutine[Any, Any, Out]], /) -> Workflow[In, Out]: ...
     @overload
     def __call__(self, fn: Callable[[Context], Coroutine[Any, Any, Out]], /) -> Workflow[None, Out]: ...
     def __call__(self, fn: Any, /) -> Any:
-        return Workflow[Any, Any](fn, self._name, self._version)
+        return Workflow[Any, Any](fn, **self._options)
 
 
 @overload
@@ -76,16 +87,35 @@ def workflow(fn: Callable[[Context, In], Coroutine[Any, Any, Out]], /) -> Workfl
 @overload
 def workflow(fn: Callable[[Context], Coroutine[Any, Any, Out]], /) -> Workflow[None, Out]: ...
 @overload
-def workflow(*, name: str | None = None, version: str = "1") -> _Decorator: ...
-def workflow(fn: Any = None, /, *, name: str | None = None, version: str = "1") -> Any:
+def workflow(
+    *,
+    name: str | None = None,
+    version: str = "1",
+    retry: Retry | int | None = None,
+    timeout: float | timedelta | None = None,
+) -> _Decorator: ...
+def workflow(
+    fn: Any = None,
+    /,
+    *,
+    name: str | None = None,
+    version: str = "1",
+    retry: Retry | int | None = None,
+    timeout: float | timedelta | None = None,
+) -> Any:
     """Make a workflow of an async function ``(ctx)`` or ``(ctx, input)``.
 
     Args:
         name: Default: the function's name. 1 to 200 printable characters.
         version: A run is pinned to the version it was triggered with, and only workers that have it execute it.
+        retry: A policy, or a number of run attempts: an uncaught exception is followed by another one. It keeps
+            completed steps and drops failed ones; only the last one's failure compensates. Default: one attempt.
+        timeout: Seconds or timedelta for the whole run, from its first start, sleeps and waits included; an operator's
+            retry gives it anew. Then the running step is cancelled, what was done is compensated, and the run's error
+            is ``RunTimeout``.
 
     Raises:
-        InvalidArgument: The function is not async, or takes something else.
+        InvalidArgument: The function is not async, takes something else, or an argument is out of its range.
     """
-    decorator = _Decorator(name, version)
-    return decorator if fn is None else cast("Any", decorator)(fn)
+    decorator: Any = _Decorator(name=name, version=version, retry=retry, timeout=timeout)
+    return decorator if fn is None else decorator(fn)

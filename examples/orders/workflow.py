@@ -20,8 +20,10 @@ COOLING_OFF = timedelta(seconds=2)
 async def process_order(ctx: Context, order: Order) -> Receipt:
     """Reserve, charge, wait, ship, confirm. When a later step fails for good, the earlier ones are undone."""
     shop: Shop = ctx.services["shop"]
-    await ctx.step("reserve", shop.reserve, order, compensate=shop.release, retry=PATIENT)
-    charge = await ctx.step("charge", shop.charge, order, compensate=shop.refund, retry=PATIENT)
+    await ctx.step("reserve", shop.reserve, order, compensate=shop.release, retry=PATIENT, compensate_retry=PATIENT)
+    charge = await ctx.step(
+        "charge", shop.charge, order, compensate=shop.refund, retry=PATIENT, compensate_retry=PATIENT
+    )
     await ctx.sleep("cooling-off", COOLING_OFF)
     shipment = await ctx.step("ship", shop.ship, order, retry=PATIENT)
     await ctx.step("confirm", shop.confirm, shipment, retry=PATIENT)

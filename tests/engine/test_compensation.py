@@ -37,7 +37,8 @@ def books(ledger: Ledger, between: Callable[[Context], Any] | None = None) -> An
     @workflow(name="books")
     async def flow(ctx: Context) -> None:
         for name in ("reserve", "charge", "ship"):
-            await ctx.step(name, ledger.do, name, compensate=ledger.undo, retry=Retry(2, "fixed", initial_delay=0.01))
+            twice = Retry(2, "fixed", initial_delay=0.01)
+            await ctx.step(name, ledger.do, name, compensate=ledger.undo, compensate_retry=twice)
             if between is not None:
                 await between(ctx)
         raise ValueError("address unknown")
@@ -186,7 +187,8 @@ async def test_a_long_backoff_of_a_compensation_holds_no_slot(backend: Backend) 
 
     @workflow
     async def flow(ctx: Context) -> None:
-        await ctx.step("charge", ledger.do, "charge", compensate=flaky, retry=Retry(2, initial_delay=0.3))
+        twice = Retry(2, initial_delay=0.3)
+        await ctx.step("charge", ledger.do, "charge", compensate=flaky, compensate_retry=twice)
         raise ValueError("no")
 
     @workflow

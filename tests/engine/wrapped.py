@@ -9,8 +9,8 @@ from durable import StoreUnavailable
 from durable.store import Store
 
 VERBS = frozenset(
-    {"claim", "commit", "create_runs", "ended", "find_key", "get_runs", "history", "list_runs", "owned", "reap",
-     "register", "resume", "unregister"}
+    {"claim", "commit", "create_runs", "delete", "ended", "find_key", "get_runs", "history", "list_runs", "owned",
+     "prune", "reap", "register", "request", "retry_from", "unregister"}
 )  # fmt: skip
 
 Call = Callable[[], Awaitable[Any]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Self
@@ -20,16 +21,17 @@ class Proxy:
     Attributes:
         url: The same database, through the relay.
         swallowed: Set when an answer has been lost.
-        pieces: How many pieces have come from clients.
+        pieces: How many pieces have come from clients, by connection.
     """
 
     url: str
-    pieces = 0
 
     def __init__(self, url: str) -> None:
         self._target = {key: str(value) for key, value in conninfo_to_dict(url).items()}
         self._tasks: set[asyncio.Task[None]] = set()
         self._armed = False
+        self._connections = 0
+        self.pieces: Counter[int] = Counter()
         self.swallowed = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -61,7 +63,8 @@ class Proxy:
         else:
             upstream = await asyncio.open_connection(host, int(port))
         try:
-            sending = asyncio.create_task(self._copy(reader, upstream[1]))
+            self._connections += 1
+            sending = asyncio.create_task(self._copy(self._connections, reader, upstream[1]))
             answering = asyncio.create_task(self._answer(upstream[0], writer))
             await asyncio.wait([sending, answering], return_when=asyncio.FIRST_COMPLETED)
             for one in (sending, answering):
@@ -72,10 +75,10 @@ class Proxy:
                 end.close()
             self._tasks.discard(task)
 
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _copy(self, connection: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
             while data := await reader.read(_CHUNK):
-                self.pieces += 1
+                self.pieces[connection] += 1
                 writer.write(data)
                 await writer.drain()
 

@@ -114,9 +114,10 @@ async def test_a_transaction_leaves_in_one_piece(postgres: Postgres) -> None:
             worker.claim,
             lambda: worker.store.create_runs([new_run(key="k")]),
         ):
-            before = proxy.pieces
+            before = proxy.pieces.copy()
             await call()
-            assert proxy.pieces == before + 1
+            # Others may speak meanwhile, such as the connection that listens: none twice.
+            assert set((proxy.pieces - before).values()) == {1}
         await worker.store.close()
 
 
@@ -186,7 +187,9 @@ async def test_P44_the_listening_connection_may_be_dropped(postgres: Postgres) -
         for (pid,) in pids:
             postgres.rows("SELECT pg_terminate_backend(%s, 10000)", pid)
         async with asyncio.timeout(10):
-            assert await heard.get() == Hint.WORK | Hint.ENDED  # listening again: something may have been missed
+            assert (
+                await heard.get() == Hint.WORK | Hint.ENDED | Hint.REQUEST
+            )  # listening again: something may have been missed
     other.announce(Hint.ENDED)
     async with asyncio.timeout(10):
         while await heard.get() != Hint.ENDED:
@@ -310,7 +313,7 @@ async def test_P43_a_server_that_is_down_fails_the_open_and_nothing_is_left(post
     with pytest.raises(StoreUnavailable, match="not open"):
         await store.get_runs([str(uuid4())])
     await store.close()
-    assert {task.get_name() for task in asyncio.all_tasks()} == before
+    assert {task.get_name() for task in asyncio.all_tasks()} <= before
 
 
 async def test_after_close_no_connection_and_no_task_is_left(postgres: Postgres) -> None:
@@ -325,7 +328,7 @@ async def test_after_close_no_connection_and_no_task_is_left(postgres: Postgres)
     await store.close()
     await worker.apply(run, record(1))
     await store.close()
-    assert {task.get_name() for task in asyncio.all_tasks()} == before
+    assert {task.get_name() for task in asyncio.all_tasks()} <= before
     # A backend takes a moment to notice that its client has gone.
     await postgres.until("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = %s)", name)
     with pytest.raises(StoreUnavailable):

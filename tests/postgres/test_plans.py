@@ -15,20 +15,23 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from durable.model import RunFilter
+from durable import states
+from durable.model import RunFilter, RunWrite, State
 from durable.sql import statements
+from durable.stores.postgres.wire import Call
+from durable.testing.conformance.harness import Worker, create, new_run, record
 from tests.postgres.conftest import Postgres
 
 ROWS = 50_000
 LARGE = {"runs", "history", "keys"}
-TABLES = ("runs", "history", "keys", "claims", "workers", "routes")
+TABLES = ("runs", "history", "keys", "claims", "requests", "workers", "routes")
 HOT = [
     "commit_writes",
     "stored_runs",
     "stored_records",
     "claim_runs",
     "claim_histories",
-    "claim_next",
+    "claim_rest",
     "owned",
     "renew",
     "release_orphans",
@@ -36,7 +39,12 @@ HOT = [
     "add_keys",
     "add_runs",
     "standing",
-    "resume",
+    "outlines",
+    "asked_run",
+    "latest_request",
+    "change_run",
+    "add_request",
+    "tell_worker",
     "get_runs",
     "ended_runs",
     "find_key",
@@ -158,7 +166,7 @@ async def test_P45_a_plan_made_on_empty_tables_reads_little_of_full_ones(still: 
     worker, batch = str(uuid4()), str(uuid4())
     still.rows("INSERT INTO durable.workers SELECT %s, unnest(ARRAY['claim', 'flush']), now() + interval '1 h'", worker)
     claim = session.run("claim_runs", worker, "0", "{1,2,3}", "10", batch, "{}", "{}", "{}")
-    next_ = session.run("claim_next", "0", "{1,2,3}")
+    next_ = session.run("claim_rest", "0", "{1,2,3}", worker)
     session.close()
     assert claim["Actual Rows"] == (10 if situation == "queued" else 0)
     assert claim["Shared Hit Blocks"] + claim["Shared Read Blocks"] < 700
@@ -180,3 +188,69 @@ async def test_P49_a_page_of_a_list_walks_the_primary_key(still: Postgres, situa
     assert faults(explained[0]["Plan"]) == []
     assert len(found) == 100
     assert explained[0]["Plan"]["Shared Hit Blocks"] < 1000
+
+
+@pytest.mark.parametrize("situation", ["queued", "finished"])
+async def test_P45_what_is_never_prepared_is_planned_well_with_old_statistics(still: Postgres, situation: str) -> None:
+    """Pruning, deleting and setting aside are planned for the tables as they are, and reading stays in bounds."""
+    analyze(still)  # empty
+    fill(still, situation)
+    ((ids,),) = still.rows(
+        "SELECT array_agg(id::text) FROM (SELECT id FROM durable.runs WHERE shard = 0 LIMIT 100) AS r"
+    )
+    some, zeros = "{" + ",".join(ids) + "}", "{" + ",".join(["0"] * 100) + "}"
+    keys = "\x1e".join(["charge"] * 100)
+    first, last = "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"
+    blocks = {
+        "ended_before": _read(still, "ended_before", "0", first, last, "2100-01-01"),
+        "delete_runs": _read(still, "delete_runs", "0", some, "2100-01-01"),
+        "set_aside": _read(still, "set_aside", zeros, some, zeros, "\x1e", "\x1d", keys),
+    }
+    assert blocks["ended_before"] < 6_000  # a page for each of 5,000 runs, whose ids are random here
+    assert blocks["delete_runs"] < 6_000  # 60 a run at most
+    assert blocks["set_aside"] < 6_000
+
+
+def _read(postgres: Postgres, name: str, *values: str) -> int:
+    """How many pages the statement touches, planned for these values; undone."""
+    text = statements("postgres", postgres.schema)[name]
+    for number, value in reversed(list(enumerate(values, 1))):
+        text = text.replace(f"${number}", f"'{value}'")
+    with postgres.sql.transaction(force_rollback=True):
+        ((explained,),) = postgres.rows(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {text}")
+    plan: dict[str, Any] = explained[0]["Plan"]
+    assert faults(plan) == []
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+async def test_P45_what_a_worker_is_told_costs_a_probe_whatever_others_are_told(still: Postgres) -> None:
+    analyze(still)
+    session = Session(still.url, still.schema)
+    fill(still, "queued")
+    worker = str(uuid4())
+    still.rows("INSERT INTO durable.workers SELECT %s, unnest(ARRAY['claim', 'flush']), now() + interval '1 h'", worker)
+    told = "INSERT INTO durable.requests (shard, worker, run_id, wakes)"
+    still.rows(f"{told} SELECT 0, gen_random_uuid(), id, 1 FROM durable.runs")
+    still.rows(f"{told} SELECT 0, %s, id, 1 FROM durable.runs LIMIT 10", worker)
+    rest = session.run("claim_rest", "0", "{}", worker)
+    session.close()
+    assert rest["Shared Hit Blocks"] + rest["Shared Read Blocks"] < 200
+
+
+async def test_P45_hot_statements_are_planned_once(postgres: Postgres) -> None:
+    """After the first five uses the general plan has to look as cheap as one for the present parameters."""
+    store = await postgres.fresh()
+    worker = await Worker.start(store)
+    for turn in range(24):
+        count = (1, 2, 40, 1)[turn % 4]
+        await create(store, *(new_run(key=str(uuid4())) for _ in range(count)))
+        warm = {str(uuid4()): 1} if turn % 3 == 0 else {}
+        runs = (await worker.claim((0, 1, 1000)[turn % 3], warm=warm, done=[str(uuid4())])).runs
+        change = (states.complete(State.RUNNING, "1"), states.release(State.RUNNING))[turn % 2]
+        await worker.commit(*(RunWrite(one.ref, [record(turn, f"{one.run.claim}")], change) for one in runs))
+        await worker.claim(limit=0, routes=[])
+    counts = Call(b"SELECT statement, custom_plans FROM pg_prepared_statements WHERE generic_plans + custom_plans > 12")
+    for lane in (store._use.claim, store._use.flush, store._use.create):
+        [rows] = await lane.transaction(counts)
+        assert len(rows) >= 3
+        assert [row for row in rows if row[1] > 7] == []

@@ -147,20 +147,81 @@ async def undone(ctx: Context) -> None:
     await ctx.step("charge", fails)
 
 
+async def undo_at_the_third_attempt(pid: int) -> None:
+    step = current_step()
+    stage.effect(f"undo {step.name}, attempt {step.attempt}")
+    if step.attempt < 3:
+        raise ValueError("not yet")
+
+
+@workflow
+async def undone_with_patience(ctx: Context, delay: float) -> None:
+    patience = Retry(3, backoff="fixed", initial_delay=delay)
+    await ctx.step("a", note, "a", compensate=undo)
+    await ctx.step("b", note, "b", compensate=undo_at_the_third_attempt, compensate_retry=patience)
+    await ctx.step("c", note, "c", compensate=undo)
+    await ctx.step("charge", fails)
+
+
+# -- time and attempts of the whole run -----------------------------------------------------------
+
+
+@workflow(timeout=4.0)
+async def in_four_seconds(ctx: Context) -> None:
+    await ctx.step("reserve", note, "reserve", compensate=undo)
+    await ctx.step("slow", held, "never")
+
+
+@workflow(retry=Retry(3, backoff="fixed", initial_delay=0.1))
+async def three_run_attempts(ctx: Context) -> None:
+    await ctx.step("reserve", note, "reserve", compensate=undo)
+    await ctx.step("effort", effort, ctx.attempt)
+
+
+async def effort(run_attempt: int) -> None:
+    """Fails; in the second run attempt after it was held."""
+    stage.effect(f"effort {run_attempt}")
+    if run_attempt == 2:
+        await stage.hold("go", run=current_step().run_id, step="effort")
+    raise ValueError("in vain")
+
+
+# -- runs that are asked to stop ------------------------------------------------------------------
+
+
+@workflow
+async def reserved(ctx: Context, gate: str) -> int:
+    await ctx.step("reserve", note, "reserve", compensate=undo)
+    return await ctx.step("held", held, gate)
+
+
 # -- steps that do not end ------------------------------------------------------------------------
 
 
 async def cancellable() -> int:
-    tell("holding", gate="", step="cancellable")
+    tell("holding", gate="", step="cancellable", run=current_step().run_id)
     if stage.open:
         return os.getpid()
-    await asyncio.get_running_loop().create_future()
+    try:
+        await asyncio.get_running_loop().create_future()
+    finally:
+        tell("cancelled", step="cancellable", at=time.monotonic())
     raise AssertionError("unreachable")
+
+
+def listening_thread() -> int:
+    """Looks whether it is still wanted, as a loop in a thread does."""
+    step = current_step()
+    tell("holding", gate="", step="listening_thread", run=step.run_id)
+    while not step.cancelled:
+        time.sleep(0.002)
+    tell("cancelled", step="listening_thread", at=time.monotonic())
+    return os.getpid()
 
 
 async def stubborn() -> int:
     """Ignores its cancellation."""
-    tell("holding", gate="", step="stubborn")
+    tell("holding", gate="", step="stubborn", run=current_step().run_id)
     while not stage.open:
         try:
             await asyncio.get_running_loop().create_future()
@@ -177,13 +238,14 @@ def endless_thread() -> int:
 
 
 _ENDLESS = {"cancellable": cancellable, "stubborn": stubborn}
+_ENDLESS_THREADS = {"endless_thread": endless_thread, "listening_thread": listening_thread}
 
 
 @workflow
 async def endless(ctx: Context, kind: str) -> int:
     await ctx.step("first", note, f"first of {kind}", compensate=undo)
-    if kind == "endless_thread":
-        return await ctx.step("endless", endless_thread)
+    if kind in _ENDLESS_THREADS:
+        return await ctx.step("endless", _ENDLESS_THREADS[kind])
     return await ctx.step("endless", _ENDLESS[kind])
 
 
@@ -211,7 +273,6 @@ async def deadly(ctx: Context) -> None:
 
 async def kill_the_worker() -> None:
     stage.effect("kill")
-    await asyncio.sleep(0.4)  # as long as it takes to run out of memory: time enough for a neighbour's next record
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -321,6 +382,7 @@ BEFORE_SIGTERM = [kind for kind in BEFORE if kind != "→ pending"]
 
 ALL: tuple[Workflow[Any, Any], ...] = (
     *(three_steps, steady, quick, spread, busy, loaded, nap_between, works_on),
-    *(undone, endless, drained, blocks_the_loop, deadly),
+    *(undone, undone_with_patience, in_four_seconds, three_run_attempts, reserved),
+    *(endless, drained, blocks_the_loop, deadly),
     *BEFORE.values(),
 )

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import Counter
+from datetime import timedelta
 
 import pytest
 
 from durable import RunCompensated, RunDeadLettered
 from tests.processes import flows
-from tests.processes.children import Child, Site
+from tests.processes.children import PATIENCE, Child, Site
 
 LEASE = 1.0
 OPTIONS = {"lease": LEASE}
+LINGER = 1.0  # the default: a shorter backoff is waited for in the slot, a longer one parked
 
 
 def the_other(children: list[Child], child: Child) -> Child:
@@ -56,6 +58,72 @@ async def test_P02_kill_between_two_compensations_the_rest_is_undone_in_reverse_
     assert [effect.pid for effect in site.effects] == [victim.pid] * 5 + [survivor.pid] * 3
     assert raised.value.failure.undone == ("d", "c", "b", "a")
     assert raised.value.failure.not_undone == ()
+
+
+@pytest.mark.parametrize("delay", [0.8, 1.5], ids=["in_its_slot", "parked"])
+async def test_P02_P22_kill_in_the_backoff_of_a_compensation_its_attempts_go_on(site: Site, delay: float) -> None:
+    victim = await site.worker(options=OPTIONS, watch=True)
+    async with site.client() as client:
+        handle = await client.trigger(flows.undone_with_patience, delay)
+        expected = {"attempt failed": 1, "→ compensating": 2 if delay > LINGER else 1}  # it begins, and it is parked
+
+        def in_backoff() -> bool | None:
+            written = Counter(part for write in victim.unread("write") for part in write["parts"])
+            return all(written[part] == number for part, number in expected.items()) or None
+
+        await site.until(in_backoff, PATIENCE, "backoff")
+        victim.signal(signal.SIGKILL)
+        survivor = await site.worker(options=OPTIONS)
+        with pytest.raises(RunCompensated, match="out of stock") as raised:
+            await handle.result(timeout=LEASE + 2 + 2 * delay + 5)
+        timeline = await client.timeline(handle.run_id)
+    tries = [f"undo b, attempt {number}" for number in (1, 2, 3)]
+    assert site.done() == ["a", "b", "c", "undo c", *tries, "undo a"]
+    assert [effect.pid for effect in site.effects] == [victim.pid] * 5 + [survivor.pid] * 3
+    assert raised.value.failure.undone == ("c", "b", "a")
+    attempts = [(entry.kind, entry.attempt) for entry in timeline if entry.name == "b" and entry.kind != "started"]
+    assert [kind for kind, _ in attempts if kind.startswith("undo ")] == [
+        *("undo started", "undo retrying", "undo started", "undo retrying", "undo started", "undo completed")
+    ]
+    assert [attempt for kind, attempt in attempts if kind == "undo started"] == [1, 2, 3]
+    waits = [entry.at for entry in timeline if entry.name == "b" and entry.kind in {"undo retrying", "undo started"}]
+    pauses = [later - earlier for earlier, later in zip(waits[1:4:2], waits[2:5:2], strict=True)]
+    assert min(pauses) >= timedelta(seconds=delay - 0.01)
+    assert len([entry for entry in timeline if entry.kind == "takeover"]) == (1 if delay <= LINGER else 0)
+
+
+async def test_P24_the_clock_of_a_run_timeout_goes_on_over_a_kill(site: Site) -> None:
+    limit = timedelta(seconds=4)
+    workers = await site.workers(2, options=OPTIONS)
+    async with site.client() as client:
+        handle = await client.trigger(flows.in_four_seconds)
+        victim, _ = await site.first(workers, "holding", run=handle.run_id)
+        victim.signal(signal.SIGKILL)
+        await the_other(workers, victim).expect("holding", within=LEASE + 2, run=handle.run_id)
+        with pytest.raises(RunCompensated) as raised:
+            await handle.result(timeout=15)
+        timeline = await client.timeline(handle.run_id)
+    assert raised.value.failure.error_type.endswith("RunTimeout")
+    at = {entry.kind: entry.at for entry in timeline}
+    assert at["running"] + limit <= at["compensated"] < at["takeover"] + limit
+    assert site.done() == ["reserve", "slow begun", "slow begun", "undo reserve"]
+
+
+async def test_P25_run_attempts_are_counted_on_over_a_kill(site: Site) -> None:
+    workers = await site.workers(2, options=OPTIONS)
+    async with site.client() as client:
+        handle = await client.trigger(flows.three_run_attempts)
+        victim, _ = await site.first(workers, "holding", run=handle.run_id)
+        victim.signal(signal.SIGKILL)
+        survivor = the_other(workers, victim)
+        await survivor.expect("holding", within=LEASE + 2, run=handle.run_id)
+        survivor.say("go")
+        with pytest.raises(RunCompensated, match="in vain"):
+            await handle.result(timeout=10)
+        timeline = await client.timeline(handle.run_id)
+    assert site.done() == ["reserve", "effort 1", "effort 2", "effort 2", "effort 3", "undo reserve"]
+    assert [entry.attempt for entry in timeline if entry.kind == "run attempt failed"] == [1, 2]
+    assert [entry.kind for entry in timeline].count("compensated") == 1
 
 
 async def test_P06_a_run_that_kills_five_workers_is_given_up_and_its_neighbours_go_on(site: Site) -> None:

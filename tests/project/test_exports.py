@@ -18,13 +18,29 @@ PUBLIC = {
     # defining and running
     *("workflow", "Workflow", "Context", "Engine", "Retry", "WorkerOptions", "Store"),
     # triggering and reading
-    *("RunHandle", "Run", "RunSummary", "Page", "State", "TimelineEntry", "Failure"),
+    *("RunHandle", "Run", "RunSummary", "RunTimeout", "Page", "State", "TimelineEntry", "Failure"),
     # inside a step
     *("current_step", "CurrentStep"),
     # errors
-    *("DurableError", "ConfigurationError", "StoreUnavailable", "SchemaOutdated", "SchemaTooNew", "InvalidArgument"),
+    *(
+        "DurableError",
+        "ConfigurationError",
+        "StoreUnavailable",
+        "SchemaOutdated",
+        "SchemaTooNew",
+        "HookEvent",
+        "InvalidArgument",
+    ),
     *("UnknownWorkflow", "RunNotFound", "KeyConflict", "RunFinished", "PayloadError", "NotSerializable"),
-    *("ResultTypeUnknown", "PayloadTooLarge", "WorkflowError", "StepFailed", "AmbiguousName", "NondeterminismError"),
+    *(
+        "Request",
+        "ResultTypeUnknown",
+        "PayloadTooLarge",
+        "WorkflowError",
+        "StepFailed",
+        "AmbiguousName",
+        "NondeterminismError",
+    ),
     *("RunFailed", "RunCompensated", "RunDeadLettered", "RunCancelled", "NonRetryable", "RetryAfter"),
 }
 PUBLIC_FOR_TESTS = {"MemoryStore", "VirtualClock"}

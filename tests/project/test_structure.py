@@ -17,15 +17,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "model"),
     (
         *("annotations", "codec", "cron", "durations", "exactness", "failures", "names"),
-        *("replay", "retry", "states", "timeline"),
+        *("replay", "requests", "retry", "states", "timeline"),
     ),
     ("clock", "ids", "sql", "store"),
     ("stores",),
     (
-        *("committer", "compensation", "context", "execution", "heartbeat", "host", "pulse", "results"),
-        *("scheduler", "steps", "threads", "worker", "workflow"),
+        *("attempts", "committer", "compensation", "context", "execution", "heartbeat", "hooks", "host"),
+        *("operations", "pulse", "results", "scheduler", "steps", "threads", "worker", "workflow"),
     ),
-    ("cli", "engine", "handle", "http", "testing"),
+    ("cli", "client", "engine", "handle", "http", "operator", "testing"),
 )
 PURE = LAYERS[1]
 IMPURE = {

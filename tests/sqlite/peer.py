@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
-from durable.model import Kind, NewRun, Outcome, Record, RunRef, RunWrite
+from durable.model import Kind, NewRun, Outcome, Record, Request, RunRef, RunWrite, Verb
 from durable.store import Route
 from durable.stores.sqlite import SQLiteStore
 
@@ -24,6 +24,10 @@ def new_runs(count: int) -> list[NewRun]:
 
 def step(ref: RunRef, seq: int, at: Any) -> RunWrite:
     return RunWrite(ref, [Record(seq, f"s{seq}", Kind.STEP, at, '"done"')])
+
+
+def request_words(request: Request) -> tuple[str, str, str]:
+    return request.verb, request.reason, request.by
 
 
 class Commands:
@@ -77,6 +81,32 @@ class Commands:
         while True:
             await self.flush(worker, 1)
             print(self.seq, flush=True)
+
+    async def listen(self, worker: str, count: int) -> None:
+        """Claim at every hint, without a free slot; tell what is asked at first, and each of ``count`` changes."""
+        hint, told = asyncio.Event(), None
+        end = self.store.subscribe(lambda _: hint.set())
+        for _ in range(count + 1):
+            while (asked := await self.asked(worker)) == told:
+                await hint.wait()
+                hint.clear()
+            told = asked
+            print(json.dumps(asked), flush=True)
+        end()
+
+    async def asked(self, worker: str) -> list[list[str]]:
+        answer = await self.store.claim(worker, [ROUTE], 0, str(uuid4()), {})
+        return [[run_id, *request_words(request)] for run_id, request in answer.requests]
+
+    async def ask(self, run_id: str, verb: str, by: str) -> str | None:
+        return await self.store.request(run_id, Request(Verb(verb), "why", by))
+
+    async def prune(self, limit: int) -> int:
+        """Until nothing is left."""
+        total = 0
+        while pruned := await self.store.prune(self.store.clock.now(), limit):
+            total += pruned
+        return total
 
     async def hold(self) -> None:
         """Take the write lock and keep it."""

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from durable import states
-from durable.model import ClaimedRun, Outcome, RunFilter, RunWrite, State
+from durable.model import Claimed, ClaimedRun, Kind, Outcome, Record, Request, RunFilter, RunWrite, State, Verb
 from durable.store import Route
 from durable.stores.sqlite import SQLiteStore
 from tests.sqlite.peer import ROUTE, new_runs, step
@@ -23,6 +23,7 @@ from tests.sqlite.peer import ROUTE, new_runs, step
 EVERY = 10  # instructions between two counts
 MANY, FEW = 50_000, 500
 BATCH = 50
+ERROR = '{"error_type":"ValueError","message":"no such card"}'
 
 
 class Counted:
@@ -56,9 +57,14 @@ class Counted:
         self.batches += 1
         return list((await self.store.claim("w", [ROUTE], BATCH, f"b{self.batches}", {})).runs)
 
+    async def aside(self, run: ClaimedRun) -> list[str]:
+        """The keys of its records that were set aside under this claim, without what stands before them."""
+        mark = f"/{run.ref.claim}/"
+        return [r.key.removeprefix(mark) for r in await self.store.history(run.run.id) if r.key.startswith(mark)]
+
 
 async def filled(path: Path, count: int, statistics: str) -> Counted:
-    """Each fifth of the runs ready, sleeping far ahead, of an unknown version, completed, and waiting.
+    """Each fifth of the runs ready, sleeping far ahead, of an unknown version and cancelled, completed, and waiting.
 
     ``statistics`` says when SQLite's planner was given its figures: never, of the empty tables, or of the full ones.
     """
@@ -74,12 +80,14 @@ async def filled(path: Path, count: int, statistics: str) -> Counted:
     connection.execute(
         f"""
         WITH RECURSIVE i (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM i WHERE i < {count})
-        INSERT INTO durable_runs (id, shard, workflow, version, state, created_at, ready_at, ended_at, claim,
-            input_hash, seed, tags, key)
+        INSERT INTO durable_runs (id, shard, workflow, version, state, created_at, ready_at, ended_at, requested,
+            started_at, claim, input_hash, seed, tags, key)
         SELECT printf('%08x-filled', i), 0, 'order', CASE i % 5 WHEN 2 THEN 'unknown' ELSE '1' END,
             CASE i % 5 WHEN 1 THEN 'sleeping' WHEN 3 THEN 'completed' WHEN 4 THEN 'waiting' ELSE 'pending' END, i,
             CASE i % 5 WHEN 0 THEN i WHEN 1 THEN {int(far)} + i WHEN 2 THEN i END,
-            CASE i % 5 WHEN 3 THEN i END, 1, 'h', 's', '{{}}', 'k' || i FROM i
+            CASE i % 5 WHEN 3 THEN i END, CASE i % 5 WHEN 2 THEN '{{"verb":"cancel"}}' END,
+            i, 1, 'h', 's', '{{}}', 'k' || i
+        FROM i
         """
     )
     connection.execute("INSERT INTO durable_keys SELECT workflow, key, id FROM durable_runs")
@@ -170,6 +178,64 @@ async def list_a_page(counted: Counted) -> int:
     return await counted.cost(counted.store.list_runs(where, 20, middle))
 
 
+async def hear_without_a_slot(counted: Counted) -> int:
+    run = (await counted.take())[0]
+    await counted.store.request(run.run.id, Request(Verb.CANCEL))
+    answer = counted.store.claim("w", [ROUTE], 0, "b", {})
+    cost = await counted.cost(_heard(answer, [(run.run.id, Request(Verb.CANCEL))]))
+    return cost + await counted.cost(_heard(counted.store.claim("other", [ROUTE], 0, "b", {}), []))
+
+
+async def _heard(answer: Awaitable[Claimed], expected: list[tuple[str, Request]]) -> None:
+    assert list((await answer).requests) == expected
+
+
+async def ask_of_runs_that_nobody_holds(counted: Counted) -> int:
+    """Ready, sleeping, cancelled, and waiting ones."""
+    cost = 0
+    for n in (5, 6, 7, 9):
+        for verb in (Verb.PAUSE, Verb.RESUME, Verb.CANCEL):
+            cost += await counted.cost(counted.store.request(f"{n:08x}-filled", Request(verb)))
+    return cost
+
+
+async def retry(counted: Counted) -> int:
+    """One of each kind."""
+    runs, now, store = (await counted.take())[:3], counted.store.clock.now(), counted.store
+    records = [
+        Record(1, "hold", Kind.STEP, now, "1", compensable=True),
+        Record(2, "hold/undo", Kind.UNDO, now, ERROR, failed=True),
+    ]
+    await store.commit("w", [RunWrite(run.ref, records, states.fail(State.RUNNING, ERROR)) for run in runs])
+    costs = [
+        await counted.cost(store.request(runs[0].run.id, Request(Verb.RETRY))),
+        await counted.cost(store.request(runs[1].run.id, Request(Verb.RETRY_UNDO))),
+        await counted.cost(store.retry_from(runs[2].run.id, "s0", Request(Verb.RETRY))),
+    ]
+    assert [await counted.aside(run) for run in runs] == [["hold/undo"], ["hold/undo"], ["s0", "hold", "hold/undo"]]
+    return sum(costs)
+
+
+async def flush_another_run_attempt(counted: Counted) -> int:
+    runs, now = await counted.take(), counted.store.clock.now()
+    failed = Record(1, "hold", Kind.STEP, now, ERROR, failed=True)
+    writes = [RunWrite(run.ref, [failed], states.try_again(State.RUNNING, now)) for run in runs]
+    cost = await counted.cost(counted.store.commit("w", writes))
+    assert [await counted.aside(run) for run in runs] == [["hold"]] * BATCH
+    return cost
+
+
+async def prune(counted: Counted) -> int:
+    cost = await counted.cost(counted.store.prune(counted.store.clock.now(), BATCH))
+    oldest = [f"{3 + 5 * n:08x}-filled" for n in range(BATCH + 1)]
+    assert [run.id for run in await counted.store.get_runs(oldest)] == oldest[BATCH:]
+    return cost
+
+
+async def delete(counted: Counted) -> int:
+    return await counted.cost(counted.store.delete("00000008-filled"))
+
+
 CALLS = [
     claim,
     claim_with_many_routes,
@@ -182,6 +248,12 @@ CALLS = [
     reap,
     read,
     list_a_page,
+    hear_without_a_slot,
+    ask_of_runs_that_nobody_holds,
+    retry,
+    flush_another_run_attempt,
+    prune,
+    delete,
 ]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import assert_type
+from typing import Any, assert_type
 
 from durable import Context, Engine, Retry, Run, RunHandle, RunSummary, State, TimelineEntry, Workflow, workflow
 
@@ -119,13 +119,14 @@ async def triggers(engine: Engine) -> None:
     assert_type(await handle.status(), State)
     assert_type(await (await engine.trigger(without_input)).result(), int)
     assert_type(await (await engine.trigger(with_default)).result(), int)
+    assert_type(await engine.trigger("plain", {"id": "1"}), RunHandle[Any])
     assert_type(await engine.trigger_many(plain, [Order("1"), Order("2")]), list[RunHandle[Receipt]])
     assert_type(await engine.handle(plain, key="1"), RunHandle[Receipt])
     assert_type(await engine.get_run("id"), Run)
     assert_type((await engine.list_runs(workflow="plain")).items, Sequence[RunSummary])
     assert_type(await engine.timeline("id"), list[TimelineEntry])
-    await engine.trigger(plain, "1")  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
-    await engine.trigger(without_input, 1)  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
-    await engine.trigger_many(plain, ["1"])  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
-    await engine.trigger(plain, Order("1"), retries=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await engine.trigger(plain, "1")  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await engine.trigger(without_input, 1)  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await engine.trigger_many(plain, ["1"])  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await engine.trigger(plain, Order("1"), retries=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     await named(engine, Order("1"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

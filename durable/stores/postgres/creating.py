@@ -8,22 +8,38 @@ from durable.errors import StoreUnavailable
 from durable.model import Created, NewRun
 from durable.store import Route
 from durable.stores.postgres import literals, rows
+from durable.stores.postgres.connections import REPEATS
 from durable.stores.postgres.literals import Parameter
 from durable.stores.postgres.sessions import Sessions
 
 
 async def create(sessions: Sessions, runs: Sequence[NewRun], routes: Mapping[Route, int]) -> list[Created]:
-    """One transaction for all of ``runs``, whose ids differ; a second look at those that existed."""
+    """What became of ``runs``, whose ids differ.
+
+    Raises:
+        StoreUnavailable: Time and again a run was in the way, and was deleted before it could be looked at.
+    """
+    found: dict[str, Created] = {}
+    for _ in range(REPEATS):
+        left = [run for run in runs if run.id not in found]
+        if not left:
+            return [found[run.id] for run in runs]
+        found.update(await _create(sessions, left, routes))
+    raise StoreUnavailable("create_runs: a run that was in the way is gone")
+
+
+async def _create(sessions: Sessions, runs: Sequence[NewRun], routes: Mapping[Route, int]) -> dict[str, Created]:
+    """One transaction for all of ``runs``, and a look at what was in the way; no answer where it is gone by then."""
     calls = [sessions.call("add_runs", *_runs(runs, routes))]
     if keyed := [run for run in runs if run.key is not None]:
         calls.insert(0, sessions.call("add_keys", *_keys(keyed)))
     answers = await sessions.create.transaction(*calls)
     inserted = {row[0] for row in answers[-1]}
-    others = [run for run in runs if run.id not in inserted]
-    standing = {row[0]: row for row in await sessions.read("standing", *_standing(others))} if others else {}
-    if len(standing) < len(others):
-        raise StoreUnavailable("create_runs: a run that was in the way is gone")
-    return [rows.created(run, standing[run.id]) if run.id in standing else Created(run.id, True) for run in runs]
+    others = {run.id: run for run in runs if run.id not in inserted}
+    standing = await sessions.read("standing", *_standing(list(others.values()))) if others else []
+    return {run_id: Created(run_id, True) for run_id in inserted} | {
+        row[0]: rows.created(others[row[0]], row) for row in standing
+    }
 
 
 def _keys(runs: Sequence[NewRun]) -> list[Parameter]:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from durable.model import ClaimedRun, Created, Failure, Kind, NewRun, Record, Run, RunSummary, State
+from durable.failures import request_from_json
+from durable.model import ClaimedRun, Created, Failure, Kind, NewRun, Record, Request, Run, RunSummary, State
 from durable.store import Route
 
 Row = tuple[Any, ...]
@@ -29,7 +30,7 @@ def summary(row: Row) -> RunSummary:
 
 def run(row: Row) -> Run:
     """From ``get_runs`` and ``ended_runs``: the columns of a list, then the payloads."""
-    run_input, result, error, seed = row[15:]
+    run_input, result, error, seed = row[16:]
     return Run(**_summary(row), input=run_input, result=result, error=error, seed=seed)
 
 
@@ -44,12 +45,13 @@ def _summary(row: Row) -> dict[str, Any]:
         "key": row[6],
         "tags": _tags(row[7]),
         "reason": row[8],
-        "owner": row[9],
-        "claim": row[10],
-        "takeovers": row[11],
-        "shard": row[12],
-        "workflow": row[13],
-        "version": row[14],
+        "requested": None if row[9] is None else request_from_json(row[9]),
+        "owner": row[10],
+        "claim": row[11],
+        "takeovers": row[12],
+        "shard": row[13],
+        "workflow": row[14],
+        "version": row[15],
     }
 
 
@@ -61,15 +63,25 @@ def claimed(
     for row in histories:
         records[row[0]].append(record(row))
     found: list[ClaimedRun] = []
-    for id_, shard, route, state, created, started, key, tags, claim, takeovers, wakes, input_, error, seed in runs:
+    for row in runs:
+        id_, shard, route, state, created, started, key, tags, claim, takeovers, wakes, input_, error, seed, asked = row
         workflow, version = routes[route]
+        requested = None if asked is None else request_from_json(asked)
         run = Run(
-            id_, workflow, version, _STATES[state], created, key, _tags(tags), started, None, None, None, worker, claim,
-            takeovers, shard, input_, None, error, seed,
+            id_, workflow, version, _STATES[state], created, key, _tags(tags), started, None, None, None, requested,
+            worker, claim, takeovers, shard, input_, None, error, seed,
         )  # fmt: skip
         current = warm.get(id_) == claim - 1
         found.append(ClaimedRun(run, None if current else records[id_], wakes))
     return found
+
+
+def requests(text: str | None) -> list[tuple[str, Request]]:
+    """From ``claim_rest``: {run id: request}, or nothing."""
+    if text is None:
+        return []
+    asked: dict[str, str] = json.loads(text)
+    return [(run_id, request_from_json(request)) for run_id, request in asked.items()]
 
 
 def created(new: NewRun, standing: Row) -> Created:

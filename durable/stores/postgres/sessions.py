@@ -16,6 +16,9 @@ from durable.stores.postgres.wire import NEVER, Call, Row, exchange
 
 T = TypeVar("T")
 
+_NEVER_PREPARED = frozenset({"list_runs", "ended_before", "set_aside", "delete_runs"})
+"""Rare statements without a shape that has one plan: on small tables a scan is theirs, and a prepared one would keep it
+while the tables grow."""
 _RECONNECT = 3.0
 """Seconds for which the pool by itself tries to connect again, with pauses that double: after two minutes of outage
 it would pause for another one. When it has given up, the next use starts anew."""
@@ -55,7 +58,7 @@ class Sessions:
 
     def call(self, name: str, *parameters: Parameter) -> Call:
         """The named statement with its parameters."""
-        return Call(self._statements[name], parameters)
+        return Call(self._statements[name], parameters, name not in _NEVER_PREPARED)
 
     async def open(self) -> None:
         await self.flush.open()  # alone and first: its message says why the server cannot be reached
@@ -78,13 +81,13 @@ class Sessions:
         except (psycopg.Error, OSError) as error:
             raise translated(error, "schema") from None
 
-    async def read(self, name: str, *parameters: Parameter, prepare: bool | None = None) -> list[Row]:
-        """The rows of one named statement that only reads; ``prepare=False`` plans it for these parameters."""
+    async def read(self, name: str, *parameters: Parameter) -> list[Row]:
+        """The rows of one named statement that only reads."""
         call = self.call(name, *parameters)
 
         async def ask(connection: Async) -> list[Row]:
             with patience(connection):
-                cursor = await connection.execute(call.sql, call.parameters, prepare=prepare)
+                cursor = await connection.execute(call.sql, call.parameters, prepare=None if call.prepare else False)
                 return await cursor.fetchall()
 
         return await self._repeated(name, ask)

@@ -28,15 +28,17 @@ from durable.model import (
     Outcome,
     Record,
     Renewal,
+    Request,
     Run,
     RunFilter,
     RunRef,
     RunSummary,
     RunWrite,
+    State,
 )
 from durable.sql import check_schema, migrations, statements
 from durable.store import Clock, Hint, Route
-from durable.stores.postgres import creating, literals, migrating, rows
+from durable.stores.postgres import creating, literals, migrating, pruning, requesting, rows
 from durable.stores.postgres import writes as flushing
 from durable.stores.postgres.connections import Server
 from durable.stores.postgres.hints import Hints
@@ -49,7 +51,6 @@ from durable.stores.postgres.wire import Call
 
 SHARD = "0"  # a single Postgres has one
 _LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
-_RESUME_TRIES, _RESUME_PAUSE = 100, 0.02  # times and seconds: somebody holds the row for a moment
 
 
 class PostgresStore:
@@ -86,6 +87,7 @@ class PostgresStore:
         self._hints = Hints(self._server, schema, self._statements["notify"])
         self._routes = Routes()
         self._turn = 0
+        self._pruning = pruning.Pruning(SHARD)
         self._opened = 0
         self._opening: asyncio.Lock | None = None
         self._sessions: Sessions | None = None
@@ -196,16 +198,20 @@ class PostgresStore:
 
     async def reap(self, limit: int = 5) -> int:
         calls = [self._call("delete_expired"), *self._release(limit), self._call("stuck_workers", str(STUCK_AFTER))]
-        _, [[released]], _, [[stuck]] = await self._use.write("reap", *calls)
+        _, [[released]], _, _, [[stuck]] = await self._use.write("reap", *calls)
         if stuck:
             await self._blockers.end()
-            _, [[more]], _, _ = await self._use.write("reap", *calls)
+            _, [[more]], _, _, _ = await self._use.write("reap", *calls)
             released += more
         return int(released)
 
     def _release(self, limit: int) -> list[Call]:
         error = rows.gave_up(limit)
-        return [self._call("release_orphans", str(limit), error), self._call("forget_claims")]
+        return [
+            self._call("release_orphans", str(limit), error),
+            self._call("forget_claims"),
+            self._call("forget_requests"),
+        ]
 
     # -- execution, fenced ------------------------------------------------------------------------
 
@@ -229,11 +235,12 @@ class PostgresStore:
             *(literals.ids(list(warm)), literals.scalars(list(warm.values())), literals.ids(done)),
         )
         lane = self._use.claim
-        runs, histories, [[now, next_ready_at]] = await lane.transaction(
-            claim, self._call("claim_histories", worker, batch), self._call("claim_next", SHARD, turned)
+        runs, histories, [[now, next_ready_at, asked]] = await lane.transaction(
+            claim, self._call("claim_histories", worker, batch), self._call("claim_rest", SHARD, turned, worker)
         )
         self._clock.observe(now, lane.sent)
-        return Claimed(rows.claimed(runs, histories, self._routes.by_number, worker, warm), next_ready_at)
+        taken = rows.claimed(runs, histories, self._routes.by_number, worker, warm)
+        return Claimed(taken, next_ready_at, rows.requests(asked))
 
     async def owned(self, worker: str) -> list[RunRef]:
         return [RunRef(*row) for row in await self._use.read("owned", worker)]
@@ -241,13 +248,21 @@ class PostgresStore:
     async def commit(self, worker: str, writes: Sequence[RunWrite]) -> list[Outcome]:
         if not writes:
             return []
+        calls = [self._call("commit_writes", *flushing.parameters(worker, writes))]
+        if again := [write for write in writes if write.change is not None and write.change.drop_failed]:
+            calls.append(await self._set_aside(again))
         try:
-            [answers] = await self._use.flush.transaction(
-                self._call("commit_writes", *flushing.parameters(worker, writes))
-            )
+            answers, *_ = await self._use.flush.transaction(*calls)
         except PayloadError as error:
             return await self._commit_the_rest(worker, writes, error)
         return await self._explained(writes, answers) if answers else [Outcome.APPLIED] * len(writes)
+
+    async def _set_aside(self, writes: Sequence[RunWrite]) -> Call:
+        """What another run attempt sets aside, decided on the stored history: only this worker adds to it."""
+        refs = [write.ref for write in writes]
+        stored = await requesting.outlines(self._use, refs)
+        keys = [requesting.to_set_aside(stored[write.ref.id], write) for write in writes]
+        return self._call("set_aside", *flushing.aside(refs, keys))
 
     async def _commit_the_rest(self, worker: str, writes: Sequence[RunWrite], error: PayloadError) -> list[Outcome]:
         """Some records may be stored already: this is the second sending of a flush whose answer was lost.
@@ -281,7 +296,7 @@ class PostgresStore:
 
     async def _stored_records(self, writes: Sequence[RunWrite]) -> flushing.Stored:
         found = await self._use.read("stored_records", *flushing.record_keys(writes))
-        return {(row[0], row[2]): row[1:] for row in found}
+        return {(row[0], row[1]): row[2:] for row in found}
 
     # -- anybody ----------------------------------------------------------------------------------
 
@@ -298,17 +313,17 @@ class PostgresStore:
         again = iter(await self.create_runs([run for run in runs if first[run.id] is not run]))
         return [next(answers if first[run.id] is run else again) for run in runs]
 
-    async def resume(self, run_id: str) -> bool:
-        if not _known([run_id]):
-            raise RunNotFound(f"there is no run {run_id!r}")
-        for _ in range(_RESUME_TRIES):
-            [[[found, locked, resumed]]] = await self._use.write("resume", self._call("resume", SHARD, run_id))
-            if not found:
-                raise RunNotFound(f"there is no run {run_id!r}")
-            if locked:
-                return bool(resumed)
-            await asyncio.sleep(_RESUME_PAUSE)
-        raise StoreUnavailable(f"resume: another transaction holds run {run_id}")
+    async def request(self, run_id: str, request: Request) -> State | None:
+        return await requesting.ask(self._use, SHARD, _existing(run_id), request)
+
+    async def retry_from(self, run_id: str, step: str, request: Request) -> State | None:
+        return await requesting.ask(self._use, SHARD, _existing(run_id), request, step)
+
+    async def prune(self, before: datetime, limit: int) -> int:
+        return await self._pruning.prune(self._use, before, limit)
+
+    async def delete(self, run_id: str) -> bool:
+        return await pruning.delete(self._use, SHARD, _existing(run_id))
 
     async def get_runs(self, run_ids: Sequence[str]) -> list[Run]:
         return [rows.run(row) for row in await self._use.read("get_runs", SHARD, literals.ids(_known(run_ids)))]
@@ -326,7 +341,6 @@ class PostgresStore:
             *(SHARD, before or _LAST_ID, where.workflow, where.version, where.state),
             rows.tags_text(where.tags) if where.tags else None,
             *(_instant(where.created_after), _instant(where.created_before), str(limit)),
-            prepare=False,
         )
         return [rows.summary(row) for row in found]
 
@@ -343,7 +357,13 @@ class PostgresStore:
         self._hints.announce(hint)
 
     def _call(self, name: str, *parameters: Parameter) -> Call:
-        return Call(self._statements[name], parameters)
+        return self._use.call(name, *parameters)
+
+
+def _existing(run_id: str) -> str:
+    if not (known := _known([run_id])):
+        raise RunNotFound(f"there is no run {run_id!r}")
+    return known[0]
 
 
 def _known(run_ids: Sequence[str]) -> list[str]:

@@ -34,6 +34,7 @@ class Call(NamedTuple):
 
     sql: bytes  # the driver's types want a text to be a literal
     parameters: Sequence[Parameter] = ()
+    prepare: bool = True  # False: planned anew, for the tables as they are
 
 
 class Prepared:
@@ -87,7 +88,7 @@ def _exchange(pgconn: PGconn, calls: Sequence[Call], prepared: Prepared) -> PQGe
     pgconn.enter_pipeline_mode()
     preparing: dict[int, bytes] = {}  # place among the results → statement
     for place, (call, (values, types, formats)) in enumerate(zip(calls, encoded, strict=True)):
-        if prepared.wants(call.sql):
+        if call.prepare and prepared.wants(call.sql):
             preparing[place + len(preparing)] = call.sql
             pgconn.send_prepare(prepared.name(call.sql), call.sql, types)
         if (name := prepared.names.get(call.sql)) is not None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from durable.model import Outcome, Record, RunRef, RunWrite, State
+from durable.model import Change, Outcome, Record, RunRef, RunWrite, State
 from durable.states import TERMINAL
 from durable.stores.postgres import literals
 from durable.stores.postgres.literals import Parameter
 
 Contents = tuple[Any, ...]
-"""seq, key, kind, data, failed, attempt: what makes two records the same."""
+"""seq, kind, data, failed, attempt: what, with its key, makes two records the same."""
 Stored = Mapping[tuple[str, str], Contents]
 """Stored records by run id and key."""
 Standing = tuple[int, str | None, str]
@@ -26,7 +26,7 @@ _NO_RECORD: tuple[tuple[Any, ...], ...] = ((),) * 12
 
 
 def parameters(worker: str, writes: Sequence[RunWrite]) -> list[Parameter]:
-    """$1 to $27 of ``commit_writes``. 2 to 3 µs a record."""
+    """$1 to $26 of ``commit_writes``. 2 to 3 µs a record."""
     changed = [(write.ref, write.change) for write in writes if write.change is not None]
     changes = [change for _, change in changed]
     records = [record for write in writes for record in write.records]
@@ -43,9 +43,8 @@ def parameters(worker: str, writes: Sequence[RunWrite]) -> list[Parameter]:
         literals.ids([ref.id for ref, _ in changed]),
         literals.scalars([ref.claim for ref, _ in changed]),
         literals.words([change.state for change in changes]),
-        literals.scalars([change.keep for change in changes]),
+        literals.scalars([_flags(change) for change in changes]),
         literals.times([change.ready_at for change in changes]),
-        literals.scalars([change.ready_now for change in changes]),
         literals.scalars([change.wakes for change in changes]),
         literals.scalars(shards),
         literals.ids(ids),
@@ -68,9 +67,31 @@ def parameters(worker: str, writes: Sequence[RunWrite]) -> list[Parameter]:
     ]
 
 
+def _flags(change: Change) -> int:
+    paused = change.state is State.PAUSED
+    return change.keep + 2 * change.ready_now + 4 * (change.state in TERMINAL) + 8 * paused + 16 * change.asked
+
+
+def aside(refs: Sequence[RunRef], keys: Sequence[Sequence[str]]) -> list[Parameter]:
+    """$1 to $6 of ``set_aside``: for each run the keys of its records."""
+    named = [(ref, key) for ref, some in zip(refs, keys, strict=True) for key in some]
+    return [
+        literals.scalars([ref.shard for ref, _ in named]),
+        literals.ids([ref.id for ref, _ in named]),
+        literals.scalars([ref.claim for ref, _ in named]),
+        *literals.columns([key for _, key in named]),
+    ]
+
+
 def record_keys(writes: Sequence[RunWrite]) -> list[Parameter]:
-    """$1 to $5 of ``stored_records``: every record of ``writes``."""
+    """$1 to $5 of ``stored_records``: every record of ``writes``, and where its own change may have set it aside."""
     named = [(write.ref, record.key) for write in writes for record in write.records]
+    named += [
+        (write.ref, f"/{write.ref.claim}/{record.key}")
+        for write in writes
+        if write.change is not None and write.change.drop_failed
+        for record in write.records
+    ]
     return [
         literals.scalars([ref.shard for ref, _ in named]),
         literals.ids([ref.id for ref, _ in named]),
@@ -80,7 +101,7 @@ def record_keys(writes: Sequence[RunWrite]) -> list[Parameter]:
 
 def contents(record: Record) -> Contents:
     """What a record that is sent again must agree in with the stored one."""
-    return (record.seq, record.key, record.kind, record.data, record.failed, record.attempt)
+    return (record.seq, record.kind, record.data, record.failed, record.attempt)
 
 
 def again(write: RunWrite, worker: str, run: Standing | None, stored: Stored) -> RunWrite | Outcome:
@@ -106,12 +127,19 @@ def was_applied(write: RunWrite, run: Standing | None, stored: Stored) -> bool:
     claim, owner, state = run
     if claim != write.ref.claim or owner is not None:
         return False
-    if any(stored.get((write.ref.id, record.key)) != contents(record) for record in write.records):
-        return False
     change = write.change
+    if any(_found(write, record, stored) != contents(record) for record in write.records):
+        return False
     if change is None or change.keep:
         return True
     return change.state == state or not (change.state in TERMINAL or State(state) in TERMINAL)
+
+
+def _found(write: RunWrite, record: Record, stored: Stored) -> Contents | None:
+    found = stored.get((write.ref.id, record.key))
+    if found is None and write.change is not None and write.change.drop_failed:
+        return stored.get((write.ref.id, f"/{write.ref.claim}/{record.key}"))
+    return found
 
 
 def refs(writes: Sequence[RunWrite]) -> list[Parameter]:

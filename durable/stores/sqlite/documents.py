@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from durable.errors import PayloadError
-from durable.model import Created, Kind, NewRun, Record, Run, RunRef, RunSummary, RunWrite, State
-from durable.states import TERMINAL
+from durable.failures import request_from_json, request_to_json
+from durable.model import Created, Kind, NewRun, Record, Request, Run, RunRef, RunSummary, RunWrite, State
+from durable.requests import Plan
+from durable.states import EXECUTING, TERMINAL, Event, after
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _KINDS = {str(kind): kind for kind in Kind}
 _STATES = {str(state): state for state in State}
+_GIVEN_BACK = {state: after(state, Event.RELEASE) for state in EXECUTING}
 
 _encode = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")).encode
 
@@ -67,9 +70,9 @@ class Flush(NamedTuple):
     changes: str
 
 
-def encode_writes(writes: Sequence[RunWrite], worker: str, now: datetime) -> Flush:
-    """Everything that ``worker`` writes in one flush."""
-    changes = {write.ref.id: _change_row(write, now) for write in writes if write.change is not None}
+def encode_writes(writes: Sequence[RunWrite], worker: str, now: datetime, aside: Mapping[str, Sequence[str]]) -> Flush:
+    """Everything that ``worker`` writes in one flush; ``aside``: run id → keys of the records to set aside."""
+    changes = {w.ref.id: _change_row(w, now, aside.get(w.ref.id)) for w in writes if w.change is not None}
     return Flush(
         encode({write.ref.id: write.ref.claim for write in writes}),
         encode({w.ref.id: {r.key: _body(r, worker) for r in w.records} for w in writes if w.records}),
@@ -77,12 +80,23 @@ def encode_writes(writes: Sequence[RunWrite], worker: str, now: datetime) -> Flu
     )
 
 
-def _change_row(write: RunWrite, now: datetime) -> tuple[Any, ...]:
+def _change_row(write: RunWrite, now: datetime, aside: Sequence[str] | None) -> tuple[Any, ...]:
     change = write.change
     assert change is not None
     ready_at = micros(now) if change.ready_now else _maybe_micros(change.ready_at)
     terminal = change.state in TERMINAL
-    return (change.state, change.keep, terminal, ready_at, change.wakes, change.result, change.error, change.reason)
+    return (
+        change.state,
+        change.keep,
+        terminal,
+        ready_at,
+        change.wakes,
+        change.result,
+        change.error,
+        change.reason,
+        aside,
+        _GIVEN_BACK if change.asked else None,
+    )
 
 
 def _body(record: Record, worker: str) -> tuple[Any, ...]:
@@ -142,6 +156,33 @@ def _created(run: NewRun, run_id: str, request: str | None, workflow: str, key: 
     return Created(run_id, conflict is None and run_id == run.id and request == run.request, conflict)
 
 
+class PlanRow(NamedTuple):
+    """A plan as the request statement takes it, apart from the time."""
+
+    id: str
+    seen: str
+    plan: str
+    aside: str
+
+
+def encode_plan(stored: StoredRun, request: Request, plan: Plan) -> PlanRow:
+    """``plan`` for exactly the run that was read."""
+    run = stored.run
+    fields = (
+        plan.state,
+        None if plan.requested is None else request_to_json(plan.requested),
+        plan.reason,
+        plan.error,
+        plan.ended,
+        plan.ready,
+        plan.state is State.PAUSED or plan.state in TERMINAL,
+        request_to_json(request) if plan.record else None,
+        plan.forgive,
+    )
+    seen = (run.state, run.owner, run.claim, stored.wakes)
+    return PlanRow(run.id, encode(seen), encode(fields), encode(list(plan.aside)))
+
+
 class StoredRun(NamedTuple):
     """A run as it was read, with what only the store needs."""
 
@@ -166,7 +207,7 @@ def decode_summaries(document: str) -> list[RunSummary]:
 
 def _summary(row: list[Any]) -> dict[str, Any]:
     run_id, workflow, version, state, created, key, tags, started, ended, ready, *rest = row
-    reason, owner, claim, takeovers, shard = rest
+    reason, requested, owner, claim, takeovers, shard = rest
     return {
         "id": run_id,
         "workflow": workflow,
@@ -179,6 +220,7 @@ def _summary(row: list[Any]) -> dict[str, Any]:
         "ended_at": _maybe_moment(ended),
         "ready_at": _maybe_moment(ready),
         "reason": reason,
+        "requested": None if requested is None else request_from_json(requested),
         "owner": owner,
         "claim": claim,
         "takeovers": takeovers,
@@ -194,6 +236,11 @@ def decode_records(document: str) -> dict[int, list[Record]]:
     for records in found.values():
         records.sort()  # seq comes first, and is unique in a run
     return found
+
+
+def decode_history(document: str) -> list[Record]:
+    """One run's history in seq order."""
+    return [record for records in decode_records(document).values() for record in records]
 
 
 def _record(key: str, body: list[Any]) -> Record:
@@ -212,6 +259,10 @@ def _record(key: str, body: list[Any]) -> Record:
         _maybe_moment(due_at),
         worker,
     )
+
+
+def decode_requests(document: str) -> list[tuple[str, Request]]:
+    return [(run_id, request_from_json(requested)) for run_id, requested in json.loads(document)]
 
 
 def decode_ids(document: str) -> set[str]:

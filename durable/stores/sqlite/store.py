@@ -17,10 +17,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from durable import requests
 from durable.clock import HostClock
 from durable.errors import DurableError, RunNotFound, StoreUnavailable
 from durable.model import (
@@ -31,16 +32,19 @@ from durable.model import (
     Outcome,
     Record,
     Renewal,
+    Request,
     Run,
     RunFilter,
     RunRef,
     RunSummary,
     RunWrite,
+    State,
 )
 from durable.sql import migrations, statements
 from durable.store import Hint, Route
 from durable.stores.sqlite import documents
 from durable.stores.sqlite.connection import Connection, Refused
+from durable.stores.sqlite.requesting import ask
 from durable.stores.sqlite.thread import StoreThread
 
 T = TypeVar("T")
@@ -52,6 +56,8 @@ _RENEW_PATIENCE = 3.0  # a heartbeat that found no gap so long is better sent ag
 _LOOK_EVERY = 0.015  # seconds between two looks for other processes' commits; one takes 2 µs
 _GAP = 0.001  # seconds left to others after a write
 _NEIGHBOUR = 1.0  # seconds for which a process that has written counts as still writing
+_NEWS = Hint.WORK | Hint.ENDED | Hint.REQUEST  # a commit of somebody else; what was in it nobody knows
+_PRUNE_AT_ONCE = 50  # runs a transaction: with 100 records each 17 ms; 500 of them hold all writers up for 171 ms
 _MAX_DOCUMENT = 64 * 1024 * 1024  # characters a statement; SQLite's own limit is 1,000,000,000 bytes
 
 
@@ -194,11 +200,16 @@ class SQLiteStore:
             cold = [n for run, _, n in runs if warm.get(run.id) != run.claim - 1]
             records = db.value("claimed_records", {"runs": documents.encode(cold)}) if cold else "[]"
             histories = documents.decode_records(records)
-            following = db.value("next_ready", {"routes": asked, "now": self._now()})
             known = {n for _, _, n in runs}.difference(cold)
-            claimed = [ClaimedRun(run, None if n in known else histories.get(n, []), wakes) for run, wakes, n in runs]
-            return Claimed(claimed, None if following is None else documents.moment(following))
+            return heard(db, [ClaimedRun(r, None if n in known else histories.get(n, []), w) for r, w, n in runs])
 
+        def heard(db: Connection, runs: Sequence[ClaimedRun]) -> Claimed:
+            following = db.value("next_ready", {"routes": asked, "now": self._now()})
+            requested = documents.decode_requests(db.value("requests", {"worker": worker}))
+            return Claimed(runs, None if following is None else documents.moment(following), requested)
+
+        if limit <= 0 and not done:  # nothing to write: not even a wait for other writers
+            return await self._read(lambda db: heard(db, []))
         return await self._write(claim)
 
     async def owned(self, worker: str) -> list[RunRef]:
@@ -207,13 +218,32 @@ class SQLiteStore:
     async def commit(self, worker: str, writes: Sequence[RunWrite]) -> list[Outcome]:
         if not writes:
             return []
-        flush = documents.encode_writes(writes, worker, self._clock.now())
+        aside = await self._set_aside(writes)
+        flush = documents.encode_writes(writes, worker, self._clock.now(), aside)
         if len(writes) > 1 and sum(map(len, flush)) > _MAX_DOCUMENT:
             half = len(writes) // 2
             return await self.commit(worker, writes[:half]) + await self.commit(worker, writes[half:])
-        return await self._write(lambda db: self._flush(db, worker, writes, flush))
+        return await self._write(lambda db: self._flush(db, worker, writes, flush, aside))
 
-    def _flush(self, db: Connection, worker: str, writes: Sequence[RunWrite], flush: documents.Flush) -> list[Outcome]:
+    async def _set_aside(self, writes: Sequence[RunWrite]) -> Mapping[str, Sequence[str]]:
+        """Run id → keys, for the changes that set records aside.
+
+        Read before the flush: under one claim nobody else writes to the history, and the flush proves the claim.
+        """
+        aside: dict[str, Sequence[str]] = {}
+        for write in writes:
+            if write.change is not None and write.change.drop_failed:
+                aside[write.ref.id] = requests.set_failed_aside([*await self.history(write.ref.id), *write.records])
+        return aside
+
+    def _flush(
+        self,
+        db: Connection,
+        worker: str,
+        writes: Sequence[RunWrite],
+        flush: documents.Flush,
+        aside: Mapping[str, Sequence[str]],
+    ) -> list[Outcome]:
         try:
             db.write("flush", lambda: (self._now(), worker, *flush))
         except Refused:
@@ -223,14 +253,15 @@ class SQLiteStore:
             rest = [write for write in writes if write.ref.id not in contradicted]
             if len(rest) == len(writes):
                 raise
-            again = self._flush(db, worker, rest, documents.encode_writes(rest, worker, self._clock.now()))
+            without = documents.encode_writes(rest, worker, self._clock.now(), aside)
+            again = self._flush(db, worker, rest, without, aside)
             outcomes = dict(zip((write.ref.id for write in rest), again, strict=True))
             return [outcomes.get(write.ref.id, Outcome.LEASE_LOST) for write in writes]
         if db.value("flush_count") == len(writes):
             return [Outcome.APPLIED] * len(writes)
         applied = documents.decode_ids(db.value("flush_applied"))
         missing = [write for write in writes if write.ref.id not in applied]
-        resent = documents.encode_writes(missing, worker, self._clock.now())
+        resent = documents.encode_writes(missing, worker, self._clock.now(), aside)
         applied |= documents.decode_ids(db.value("flush_sent_before", {"worker": worker, **resent._asdict()}))
         return [Outcome.APPLIED if write.ref.id in applied else Outcome.LEASE_LOST for write in writes]
 
@@ -248,15 +279,36 @@ class SQLiteStore:
 
         return await self._write(create)
 
-    async def resume(self, run_id: str) -> bool:
-        def resume(db: Connection) -> bool:
-            if db.write("resume", lambda: {"id": run_id, "now": self._now()}):
-                return True
-            if not db.value("exists", {"id": run_id}):
-                raise RunNotFound(f"there is no run {run_id!r}")
-            return False
+    async def request(self, run_id: str, request: Request) -> State | None:
+        return await self._write(lambda db: ask(db, self._now, run_id, request, None))
 
-        return await self._write(resume)
+    async def retry_from(self, run_id: str, step: str, request: Request) -> State | None:
+        return await self._write(lambda db: ask(db, self._now, run_id, request, step))
+
+    async def prune(self, before: datetime, limit: int) -> int:
+        total = 0
+        while total < limit:
+            at_most = min(limit - total, _PRUNE_AT_ONCE)
+            total += (pruned := await self._delete(None, documents.micros(before), at_most))
+            if pruned < at_most:
+                break
+        return total
+
+    async def delete(self, run_id: str) -> bool:
+        if await self._delete(run_id, None, 1):
+            return True
+        if not await self._read(lambda db: db.value("exists", {"id": run_id})):
+            raise RunNotFound(f"there is no run {run_id!r}")
+        return False
+
+    async def _delete(self, run_id: str | None, before: int | None, at_most: int) -> int:
+        """Delete one run, or those that ended before; how many it was."""
+
+        def delete(db: Connection) -> int:
+            db.write("delete", lambda: (run_id, before, at_most))
+            return int(db.value("deleted"))
+
+        return await self._write(delete)
 
     async def get_runs(self, run_ids: Sequence[str]) -> list[Run]:
         ids = {"ids": documents.encode(list(dict.fromkeys(run_ids)))}
@@ -284,8 +336,7 @@ class SQLiteStore:
         return await self._read(lambda db: documents.decode_summaries(db.value("list_runs", parameters)))
 
     async def history(self, run_id: str) -> list[Record]:
-        found = await self._read(lambda db: documents.decode_records(db.value("history", {"id": run_id})))
-        return [record for records in found.values() for record in records]
+        return await self._read(lambda db: documents.decode_history(db.value("history", {"id": run_id})))
 
     # -- hints ------------------------------------------------------------------------------------
 
@@ -322,7 +373,7 @@ class SQLiteStore:
         self._neighbour_seen = time.monotonic()
         for token, (loop, callback) in list(self._subscribers.items()):
             try:
-                loop.call_soon_threadsafe(callback, Hint.WORK | Hint.ENDED)
+                loop.call_soon_threadsafe(callback, _NEWS)
             except RuntimeError:  # its loop was closed: nobody listens any more
                 self._subscribers.pop(token, None)
 

@@ -12,11 +12,15 @@ fails. No test sleeps: where time is the subject, it waits for the store's clock
 
 from durable.testing.conformance.claims import ClaimConformance
 from durable.testing.conformance.commits import CommitConformance
+from durable.testing.conformance.crossings import CrossingConformance
+from durable.testing.conformance.erasure import ErasureConformance
 from durable.testing.conformance.fences import FenceConformance
 from durable.testing.conformance.harness import StoreHarness
 from durable.testing.conformance.hostile import HostileConformance
 from durable.testing.conformance.life import LifeConformance
 from durable.testing.conformance.reads import ReadConformance
+from durable.testing.conformance.requests import RequestConformance
+from durable.testing.conformance.retries import RetryConformance
 from durable.testing.conformance.streams import StreamConformance
 from durable.testing.conformance.triggers import TriggerConformance
 from durable.testing.conformance.workers import WorkerConformance
@@ -31,6 +35,10 @@ class StoreConformance(
     WorkerConformance,
     ReadConformance,
     HostileConformance,
+    RequestConformance,
+    CrossingConformance,
+    RetryConformance,
+    ErasureConformance,
     StreamConformance,
 ):
     """All of it. A subclass provides the fixture ``harness``."""

@@ -9,8 +9,7 @@ from datetime import timedelta, timezone
 import pytest
 
 from durable import states
-from durable.errors import RunNotFound
-from durable.model import Kind, Outcome, Record, RunRef, RunWrite, State
+from durable.model import Kind, Outcome, Record, Request, RunRef, RunWrite, State, Verb
 from durable.states import CLAIMABLE
 from durable.store import Store
 from durable.testing.conformance.harness import (
@@ -31,6 +30,7 @@ from durable.testing.conformance.harness import (
 from durable.testing.conformance.writes import ERROR, WRITES, prepare
 
 _R, _C = State.RUNNING, State.COMPENSATING
+_RESUME = Request(Verb.RESUME)
 
 
 class CommitConformance:
@@ -199,7 +199,7 @@ class CommitConformance:
         await worker.write(one, record(1))
         for change in (states.fail(_R, ERROR), states.pause(_R, "x"), states.release(_R), states.compensate(_R, ERROR)):
             await worker.write(one, change=change)
-        assert await store.resume(one.run.id) is False
+        assert await store.request(one.run.id, _RESUME) is None
         await store.unregister(worker.id)
         await store.reap()
         assert await snapshot(store, one.run.id) == after
@@ -250,11 +250,11 @@ class CommitConformance:
         store = await harness.fresh()
         worker, one = await claimed(store)
         await worker.apply(one, change=states.pause(_R, "why"))
-        assert await store.resume(one.run.id)
+        assert await store.request(one.run.id, _RESUME) is State.PENDING
         again = await worker.take()
         assert again.wakes > one.wakes
         await worker.apply(again, change=states.park(_R, ready_at=None, wakes=one.wakes, waiting=True))
-        assert (await worker.take()).run.claim == 3
+        assert (await worker.take()).run.claim == 4  # the resume raised it as well
 
     async def test_a_released_run_is_ready_at_once(self, harness: StoreHarness) -> None:
         store = await harness.fresh()
@@ -279,23 +279,11 @@ class CommitConformance:
             None,
         )
         assert (await worker.claim()).runs == []
-        assert await store.resume(one.run.id) is True
+        assert await store.request(one.run.id, _RESUME) is State.PENDING
         run = await read(store, one.run.id)
         assert (run.state, run.reason) == (State.PENDING, None)
         again = await worker.take()
-        assert (again.run.state, len(again.records or ())) == (State.RUNNING, 1)
-
-    async def test_P11_a_second_resume_changes_nothing(self, harness: StoreHarness) -> None:
-        store = await harness.fresh()
-        worker, one = await claimed(store)
-        assert await store.resume(one.run.id) is False
-        await worker.apply(one, change=states.pause(_R, "why"))
-        assert await store.resume(one.run.id) is True
-        after = await snapshot(store, one.run.id)
-        assert await store.resume(one.run.id) is False
-        assert await snapshot(store, one.run.id) == after
-        with pytest.raises(RunNotFound):
-            await store.resume(new_id())
+        assert (again.run.state, [entry.seq for entry in again.records or ()]) == (State.RUNNING, [1, 2])
 
     # -- compensating -----------------------------------------------------------------------------
 
@@ -322,7 +310,7 @@ class CommitConformance:
         await worker.apply(one, change=states.release(_C))
         one = await worker.take()
         await worker.apply(one, change=states.pause(_C, "why"))
-        assert await store.resume(one.run.id)
+        assert await store.request(one.run.id, _RESUME) is _C
         assert await _state_and_error(store, one.run.id) == (_C, ERROR)
         one = await worker.take()
         await harness.expire(worker.id)

@@ -71,16 +71,17 @@ class LifeConformance:
         assert called == ["called"]
         assert store.clock.now() >= soon
 
-    async def test_P44_a_hint_reaches_the_other_processes(self, harness: StoreHarness) -> None:
+    @pytest.mark.parametrize("hint", Hint)
+    async def test_P44_a_hint_reaches_the_other_processes(self, harness: StoreHarness, hint: Hint) -> None:
         """A hint can be lost, so it is given again until it is heard, each time with something to hear of."""
         store = await harness.fresh()
         other = await harness.another()
         heard = asyncio.Event()
-        unsubscribe = store.subscribe(lambda hint: heard.set() if Hint.WORK in hint else None)
+        unsubscribe = store.subscribe(lambda given: heard.set() if hint in given else None)
         async with asyncio.timeout(20):
             while not heard.is_set():
                 await create(other)
-                other.announce(Hint.WORK)
+                other.announce(hint)
                 await _wait_briefly(heard)
         unsubscribe()
 
@@ -100,7 +101,7 @@ class LifeConformance:
 
     async def test_announcing_is_safe_without_a_listener(self, harness: StoreHarness) -> None:
         store = await harness.fresh()
-        for hint in (Hint.WORK, Hint.ENDED, Hint.WORK | Hint.ENDED):
+        for hint in (*Hint, Hint.WORK | Hint.ENDED):
             store.announce(hint)
         await create(store)
         await (await Worker.start(store)).take()

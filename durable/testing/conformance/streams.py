@@ -16,7 +16,21 @@ from uuid import uuid4
 import pytest
 
 from durable import states
-from durable.model import Change, ClaimedRun, Created, Kind, NewRun, Outcome, Record, Run, RunRef, RunWrite, State
+from durable.model import (
+    Change,
+    ClaimedRun,
+    Created,
+    Kind,
+    NewRun,
+    Outcome,
+    Record,
+    Request,
+    Run,
+    RunRef,
+    RunWrite,
+    State,
+    Verb,
+)
 from durable.store import Store
 from durable.stores.memory import MemoryStore
 from durable.testing.conformance.harness import (
@@ -68,7 +82,9 @@ class _Stream:
             (10, self._commit),
             (2, self._commit_stale),
             (3, self._commit_again),
-            (2, self._resume),
+            (6, self._request),
+            (1, self._retry_from),
+            (1, self._delete),
             (2, self._die),
             (1, self._leave),
         ]
@@ -107,8 +123,8 @@ class _Stream:
             mine, model = [await Worker(store, worker).claim(batch=batch) for store in (self._store, self._model)]
             self._same(
                 "claim",
-                sorted((one.ref, one.wakes, _shown(one.records or ())) for one in mine.runs),
-                sorted((one.ref, one.wakes, _shown(one.records or ())) for one in model.runs),
+                (sorted((one.ref, one.wakes, _shown(one.records or ())) for one in mine.runs), dict(mine.requests)),
+                (sorted((one.ref, one.wakes, _shown(one.records or ())) for one in model.runs), dict(model.requests)),
             )
             self._held[worker].update((one.run.id, one) for one in model.runs)
 
@@ -135,9 +151,30 @@ class _Stream:
             worker = self._rng.choice(list(self._last))
             await self._send(worker, self._last[worker])
 
-    async def _resume(self) -> None:
+    async def _request(self) -> None:
         for new in self._rng.sample(self._runs, min(5, len(self._runs))):
-            self._same("resume", await self._store.resume(new.id), await self._model.resume(new.id))
+            request = Request(self._rng.choice(list(Verb)), self._rng.choice(["", "why"]), "alice")
+            for _ in range(self._rng.choice([1, 1, 2])):  # twice: the answer was lost
+                mine, model = await self._store.request(new.id, request), await self._model.request(new.id, request)
+                self._same(f"{request} about {new.id}", mine, model)
+
+    async def _retry_from(self) -> None:
+        for new in self._runs:
+            (run,) = await self._model.get_runs([new.id])
+            keys = [one.key for one in await self._model.history(new.id) if not one.key.startswith("/")]
+            if run.state in (State.FAILED, State.DEAD_LETTER) and keys:
+                step, request = self._rng.choice(keys), Request(Verb.RETRY, "from there")
+                mine = await self._store.retry_from(new.id, step, request)
+                self._same(f"{new.id} from {step}", mine, await self._model.retry_from(new.id, step, request))
+
+    async def _delete(self) -> None:
+        new = self._rng.choice(self._runs)
+        mine, model = await self._store.delete(new.id), await self._model.delete(new.id)
+        self._same(f"delete {new.id}", mine, model)
+        if mine:
+            self._runs.remove(new)
+            if not self._runs:
+                await self._create()
 
     async def _die(self) -> None:
         worker = self._part(self._rng.choice(self._workers))
@@ -166,12 +203,24 @@ class _Stream:
 
     async def _write(self, one: ClaimedRun) -> RunWrite:
         (run,) = await self._model.get_runs([one.run.id])
-        seq = len(await self._model.history(run.id))
-        records = [
-            record(seq + at, kind=self._rng.choice([Kind.STEP, Kind.WOKE]), data=f'"{seq + at}"')
-            for at in range(1, self._rng.randint(1, 3))
-        ]
+        history = await self._model.history(run.id)
+        records: list[Record] = []
+        for _ in range(self._rng.randint(0, 2)):
+            records.append(self._record([*history, *records], run.state))
         return RunWrite(one.ref, records, self._change(run.state, one.wakes))
+
+    def _record(self, history: Sequence[Record], state: State) -> Record:
+        """A step, what belongs to one, or a compensation of one that is still there."""
+        seq, keys = len(history) + 1, {one.key for one in history}
+        data, failed = f'"{seq}"', self._rng.random() < 0.3
+        undone = [one for one in history if one.kind is Kind.STEP and not one.failed and not one.key.startswith("/")]
+        undone = [one for one in undone if f"{one.key}/undo" not in keys]
+        if state is State.COMPENSATING and undone:
+            return record(seq, f"{self._rng.choice(undone).key}/undo", Kind.UNDO, data, failed=failed)
+        kind = self._rng.choice([Kind.STEP, Kind.STEP, Kind.WOKE, Kind.ATTEMPT])
+        if kind is Kind.ATTEMPT:
+            return record(seq, f"s{seq + 1}/attempt/1", kind, data, failed=True)
+        return record(seq, kind=kind, data=data, failed=kind is Kind.STEP and failed)
 
     def _change(self, state: State, wakes: int) -> Change | None:
         if self._rng.random() < 0.4:
@@ -181,12 +230,15 @@ class _Stream:
             states.park(state, ready_at=self._rng.choice([LONG_AGO, NEVER]), wakes=seen),
             states.release(state),
             states.pause(state, "why"),
+            states.pause(state, "as asked", asked=True),
             states.fail(state, '"failed"'),
+            states.cancelled(state, '"cancelled"'),
         ]
         if state is State.RUNNING:
             possible += [
                 states.park(state, ready_at=None, wakes=seen, waiting=True),
                 states.complete(state, '"done"'),
+                states.try_again(state, self._rng.choice([LONG_AGO, NEVER])),
                 states.compensate(state, '"original"'),
                 states.compensate(state, '"original"'),
             ]
@@ -228,7 +280,8 @@ def _shown(records: Sequence[Record]) -> list[tuple[object, ...]]:
 def _timeless(run: Run, now: datetime) -> tuple[object, ...]:
     times = (run.started_at is None, run.ended_at is None, _ready(run, now))
     given_up = run.state is State.DEAD_LETTER and run.error is not None and run.error != '"original"'
-    payloads = (run.input, run.result, "given up" if given_up else run.error, run.reason, run.seed, run.key, run.tags)
+    error = "given up" if given_up else run.error
+    payloads = (run.input, run.result, error, run.reason, run.requested, run.seed, run.key, run.tags)
     return (run.workflow, run.version, run.state, run.owner, run.claim, run.takeovers, payloads, times)
 
 

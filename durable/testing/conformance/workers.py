@@ -172,6 +172,58 @@ class WorkerConformance:
         (neighbour,) = await create(store)
         assert (await (await Worker.start(store)).take()).run.id == neighbour
 
+    async def test_P06_a_run_that_kills_at_once_takes_no_neighbour_with_it(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        poison, *neighbours = await create(store, *(new_run() for _ in range(4)))
+        held: set[str] = set()
+        while (await read(store, poison)).state is not State.DEAD_LETTER:
+            worker = await Worker.start(store)
+            got = {one.run.id for one in (await worker.claim()).runs}
+            assert got, "whoever lives goes on: some worker has to get the next one"
+            if poison in got:  # the others had no time for a record
+                await harness.expire(worker.id)
+                assert await store.reap() == len(got)
+            else:
+                held |= got
+        assert (await read(store, poison)).takeovers == 5
+        held |= {one.run.id for one in (await (await Worker.start(store)).claim()).runs}
+        for run_id in neighbours:
+            assert (await read(store, run_id)).takeovers == 2
+            assert run_id in held or (await read(store, run_id)).ready_at is not None
+
+    async def test_P06_suspects_are_given_out_one_at_a_time_and_others_beside_them(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        suspects = set(await _taken_over_twice(harness, store, 3))
+        plain = set(await create(store, new_run(), new_run()))
+        worker, other = await Worker.start(store), await Worker.start(store)
+        first = {one.run.id: one for one in (await worker.claim()).runs}
+        assert (len(suspects & first.keys()), first.keys() & plain) == (1, plain)
+        assert (await worker.claim()).runs == []
+        second = await other.take()
+        assert {second.run.id} <= suspects - first.keys()
+        later = set(await create(store, new_run(), new_run()))  # behind the last suspect, which is passed over
+        assert {one.run.id for _ in later for one in (await worker.claim(limit=1)).runs} == later
+        (mine,) = suspects & first.keys()
+        await worker.apply(first[mine], record(9))
+        third = await worker.take()
+        assert suspects == {mine, second.run.id, third.run.id}
+
+    async def test_P06_a_claim_sent_again_gives_the_same_suspect(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        await _taken_over_twice(harness, store, 2)
+        worker, batch = await Worker.start(store), str(uuid4())
+        (one,) = (await worker.claim(batch=batch)).runs
+        assert [again.ref for again in (await worker.claim(batch=batch)).runs] == [one.ref]
+
+    async def test_P06_a_suspect_that_made_progress_is_none_any_more(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        suspects = set(await _taken_over_twice(harness, store, 3))
+        workers = [await Worker.start(store) for _ in suspects]
+        for worker, one in [(worker, await worker.take()) for worker in workers]:
+            await worker.apply(one, record(9))
+            await store.unregister(worker.id)
+        assert {one.run.id for one in (await (await Worker.start(store)).claim()).runs} == suspects
+
     async def test_P06_progress_starts_the_count_again(self, harness: StoreHarness) -> None:
         store = await harness.fresh()
         (run_id,) = await create(store)
@@ -221,3 +273,14 @@ async def _claim_and_die(harness: StoreHarness, store: Store, limit: int = 5) ->
     await worker.take()
     await harness.expire(worker.id)
     assert await store.reap(limit) == 1
+
+
+async def _taken_over_twice(harness: StoreHarness, store: Store, number: int) -> list[str]:
+    """New runs, all of which two workers have held and lost without a record."""
+    ids = await create(store, *(new_run() for _ in range(number)))
+    for _ in range(2):
+        worker = await Worker.start(store)
+        assert len((await worker.claim()).runs) == number
+        await harness.expire(worker.id)
+        assert await store.reap() == number
+    return ids

@@ -56,12 +56,26 @@ WRITES: dict[str, WriteKind] = {
     "complete": WriteKind(lambda run: RunWrite(run.ref, change=states.complete(_R, '{"ok": true}'))),
     "record and complete": WriteKind(lambda run: RunWrite(run.ref, [record(1)], states.complete(_R, "null"))),
     "fail": WriteKind(lambda run: RunWrite(run.ref, change=states.fail(_R, ERROR))),
+    "cancelled": WriteKind(lambda run: RunWrite(run.ref, change=states.cancelled(_R, ERROR))),
+    "try again": WriteKind(
+        lambda run: RunWrite(
+            run.ref,
+            [
+                record(1, "charge", data=ERROR, failed=True),
+                record(2, "/attempt/1", Kind.RUN_ATTEMPT, ERROR, failed=True),
+            ],
+            states.try_again(_R, NEVER),
+        )
+    ),
     "compensate": WriteKind(lambda run: RunWrite(run.ref, [record(1)], states.compensate(_R, ERROR))),
     "undo": WriteKind(lambda run: RunWrite(run.ref, [record(2, "s1/undo", Kind.UNDO, "null")]), undoing=True),
     "park in compensation": WriteKind(lambda run: _park(run, state=_C), undoing=True),
     "release in compensation": WriteKind(lambda run: RunWrite(run.ref, change=states.release(_C)), undoing=True),
     "pause in compensation": WriteKind(lambda run: RunWrite(run.ref, change=states.pause(_C, "why")), undoing=True),
     "compensated": WriteKind(lambda run: RunWrite(run.ref, change=states.compensated(_C, ERROR)), undoing=True),
+    "cancelled in compensation": WriteKind(
+        lambda run: RunWrite(run.ref, change=states.cancelled(_C, ERROR)), undoing=True
+    ),
     "fail in compensation": WriteKind(lambda run: RunWrite(run.ref, change=states.fail(_C, ERROR)), undoing=True),
 }
 

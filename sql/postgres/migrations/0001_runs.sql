@@ -39,6 +39,7 @@ CREATE TABLE durable.runs (
     result       text,
     error        text,
     reason       text,
+    requested    text,                               -- cancel or pause, asked for and not carried out yet: JSON
     PRIMARY KEY (shard, id)
 ) WITH (
     fillfactor = 50,                                 -- every completion stays on its page (HOT)
@@ -100,6 +101,18 @@ CREATE TABLE durable.claims (
     PRIMARY KEY (worker, batch)
 ) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 
+-- What a worker is told by its claims: which of its runs something is asked of. A row for each request that was stored
+-- while the worker held the run, and for each claim of a run with a request; `wakes`, which rises with every request,
+-- makes them different. The claim that finds that a row says nothing any more deletes it. (Not an index on
+-- runs.requested: every completion would have to touch it.)
+CREATE TABLE durable.requests (
+    worker uuid     NOT NULL,
+    run_id uuid     NOT NULL,
+    shard  smallint NOT NULL,
+    wakes  integer  NOT NULL,
+    PRIMARY KEY (shard, worker, run_id, wakes)
+) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+
 -- A worker prepares its statements once, and the plan of each is kept until statistics change, a minute later or
 -- more. On an empty table of no pages the planner takes a sequential scan for free and keeps it while 50,000 runs
 -- arrive. So the tables begin with a few pages, never to be given back (vacuum_truncate): from 10 pages on, an
@@ -116,3 +129,7 @@ DELETE FROM durable.history WHERE shard = -1;
 INSERT INTO durable.keys (shard, workflow, key, run_id)
 SELECT -1, repeat('x', 200), n::text, gen_random_uuid() FROM generate_series(1, 600) AS n;
 DELETE FROM durable.keys WHERE shard = -1;
+
+INSERT INTO durable.requests (shard, worker, run_id, wakes)
+SELECT -1, gen_random_uuid(), gen_random_uuid(), 0 FROM generate_series(1, 2000);
+DELETE FROM durable.requests WHERE shard = -1;

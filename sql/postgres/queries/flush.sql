@@ -1,33 +1,36 @@
 -- The hot statement: everything that one flush does to runs. Sent between BEGIN and COMMIT with one sync.
 
 -- name: commit_writes
--- $1 worker. $2 to $9 and $23 to $25: changes, at most one for each run. $10 to $20, $26 and $27: records. $21 and $22:
--- what separates the texts of a column, and stands for NULL in it. Flags of a record: 1 failed, 2 compensable, 4 its
--- run changes too.
+-- $1 worker. $2 to $8 and $22 to $24: changes, at most one for each run. $9 to $19, $25 and $26: records. $20 and $21:
+-- what separates the texts of a column, and stands for NULL in it. Flags of a change: 1 the lease is kept, 2 ready now,
+-- 4 terminal, 8 paused, 16 a pause that was asked for. Flags of a record: 1 failed, 2 compensable, 4 its run changes too.
 -- Times are microseconds since 1970; as seconds in float8 they would be inexact from 2106 on.
 -- Answers a row for each write that was not applied, and nothing otherwise; a null id stands for all of them.
 --
 -- lane     the fence: without the worker's row nothing below finds a row to write. KEY SHARE, which a heartbeat does
 --          not wait for and the reaper does.
--- locked   the runs that change: locked in one order, and none is waited for.
+-- locked   the runs that change: locked in one order, and none is waited for. What is requested is read from the row that
+--          is locked, so a request is either seen here, or finds the run as this leaves it.
 -- inserted the records whose run is this execution's and, when it changes too, was locked. A record that is there
 --          already breaks the transaction (23505) and the caller looks: DO NOTHING costs 2.4 µs a record of 8.
 -- applied  has one possible plan, a probe of the primary key for each row. UPDATE … FROM costs the same (10.6 µs a run
---          against 11.0, the machine busy), and prepared on an empty table it reads the whole index of runs for ever.
+--          against 11.0, the machine busy), and prepared on an empty table it reads the whole index of runs for ever. A
+--          run that leaves with a request open is ready at once; an end ends every request, a pause one to pause. A
+--          pause that was asked for, and is not asked for any more, gives the run back.
 WITH lane AS MATERIALIZED (
     SELECT 1 FROM durable.workers WHERE id = $1::uuid AND lane = 'flush' FOR KEY SHARE
 ), change AS MATERIALIZED (
-    SELECT c.shard, c.id, c.claim, c.state, c.keep, timestamptz 'epoch' + c.ready_at * interval '1 us' AS ready_at, c.ready_now, c.wakes,
-           c.result, c.error, c.reason
-    FROM unnest($2::smallint[], $3::uuid[], $4::integer[], $5::text[], $6::boolean[], $7::bigint[], $8::boolean[],
-                $9::integer[], string_to_array($23, $21, $22), string_to_array($24, $21, $22),
-                string_to_array($25, $21, $22))
-         AS c (shard, id, claim, state, keep, ready_at, ready_now, wakes, result, error, reason)
+    SELECT c.shard, c.id, c.claim, c.state, c.flags, timestamptz 'epoch' + c.ready_at * interval '1 us' AS ready_at,
+           c.wakes, c.result, c.error, c.reason
+    FROM unnest($2::smallint[], $3::uuid[], $4::integer[], $5::text[], $6::integer[], $7::bigint[], $8::integer[],
+                string_to_array($22, $20, $21), string_to_array($23, $20, $21), string_to_array($24, $20, $21))
+         AS c (shard, id, claim, state, flags, ready_at, wakes, result, error, reason)
 ), locked AS MATERIALIZED (
-    SELECT c.*, run.wakes <> c.wakes AS woken
+    SELECT c.*, run.requested, run.wakes <> c.wakes AS woken, run.state AS was,
+           (run.requested::json ->> 'verb' = 'pause') IS TRUE AS to_pause
     FROM (SELECT change.* FROM change CROSS JOIN lane ORDER BY shard, id) AS c
     CROSS JOIN LATERAL (
-        SELECT r.wakes FROM durable.runs AS r
+        SELECT r.wakes, r.requested, r.state FROM durable.runs AS r
         WHERE r.shard = c.shard AND r.id = c.id AND (r.owner = $1::uuid AND r.claim = c.claim) IS TRUE
         FOR NO KEY UPDATE SKIP LOCKED
     ) AS run
@@ -37,9 +40,9 @@ WITH lane AS MATERIALIZED (
     SELECT r.shard, r.run_id, r.seq, r.key, r.kind, timestamptz 'epoch' + r.at * interval '1 us', r.data,
            r.flags & 1 <> 0, r.attempt, r.duration, r.begun, r.flags & 2 <> 0,
            timestamptz 'epoch' + r.due_at * interval '1 us', $1::uuid
-    FROM unnest($10::smallint[], $11::uuid[], $12::integer[], $13::integer[], $14::text[], $15::bigint[],
-                $16::integer[], $17::integer[], $18::float8[], $19::integer[], $20::bigint[],
-                string_to_array($26, $21, $22), string_to_array($27, $21, $22))
+    FROM unnest($9::smallint[], $10::uuid[], $11::integer[], $12::integer[], $13::text[], $14::bigint[],
+                $15::integer[], $16::integer[], $17::float8[], $18::integer[], $19::bigint[],
+                string_to_array($25, $20, $21), string_to_array($26, $20, $21))
          AS r (shard, run_id, claim, seq, kind, at, flags, attempt, duration, begun, due_at, key, data)
     CROSS JOIN lane
     CROSS JOIN LATERAL (
@@ -50,16 +53,21 @@ WITH lane AS MATERIALIZED (
     WHERE r.flags & 4 = 0 OR r.run_id IN (SELECT id FROM locked)
     RETURNING run_id
 ), applied AS (
-    INSERT INTO durable.runs AS run (shard, id, state, owner, ready_at, ended_at, result, error, reason)
-    SELECT shard, id, state, CASE WHEN keep THEN $1::uuid END,
-           CASE WHEN ready_now OR woken THEN now() ELSE ready_at END,
-           CASE WHEN state IN ('completed', 'failed', 'compensated', 'cancelled', 'dead_letter') THEN now() END,
-           result, error, reason
-    FROM locked
+    INSERT INTO durable.runs AS run (shard, id, state, owner, ready_at, ended_at, result, error, reason, requested)
+    SELECT shard, id,
+           CASE WHEN NOT overtaken THEN state WHEN was = 'compensating' THEN 'compensating' ELSE 'pending' END,
+           CASE WHEN flags & 1 <> 0 THEN $1::uuid END,
+           CASE WHEN overtaken THEN now() WHEN flags & (1 | 4 | 8) <> 0 THEN NULL
+                WHEN flags & 2 <> 0 OR woken OR requested IS NOT NULL THEN now() ELSE ready_at END,
+           CASE WHEN flags & 4 <> 0 THEN now() END,
+           result, error,
+           CASE WHEN NOT overtaken THEN reason END,
+           CASE WHEN flags & 4 = 0 AND NOT (flags & 8 <> 0 AND to_pause) THEN requested END
+    FROM (SELECT *, flags & 16 <> 0 AND NOT to_pause AS overtaken FROM locked) AS l
     ON CONFLICT (shard, id) DO UPDATE
     SET state = excluded.state, owner = excluded.owner, ready_at = excluded.ready_at, ended_at = excluded.ended_at,
         result = coalesce(excluded.result, run.result), error = coalesce(excluded.error, run.error),
-        reason = excluded.reason
+        reason = excluded.reason, requested = excluded.requested
 )
 SELECT NULL::uuid AS id, 'lease_lost' AS outcome WHERE NOT EXISTS (SELECT FROM lane)
 UNION ALL
@@ -74,8 +82,8 @@ WHERE (SELECT count(*) FROM locked) < cardinality($3::uuid[]) AND NOT (c.id IN (
 UNION ALL
 -- Records whose run is not mine.
 SELECT DISTINCT r.run_id, 'lease_lost'
-FROM unnest($11::uuid[], $16::integer[]) AS r (run_id, flags)
-WHERE (SELECT count(*) FROM inserted) < cardinality($11::uuid[]) AND r.flags & 4 = 0
+FROM unnest($10::uuid[], $15::integer[]) AS r (run_id, flags)
+WHERE (SELECT count(*) FROM inserted) < cardinality($10::uuid[]) AND r.flags & 4 = 0
   AND NOT (r.run_id IN (SELECT run_id FROM inserted))
 
 -- name: stored_runs
@@ -86,8 +94,39 @@ CROSS JOIN LATERAL (SELECT x.* FROM durable.runs AS x WHERE x.shard = n.shard AN
 
 -- name: stored_records
 -- $1 shards, $2 run ids, $3 and $4 marks, $5 keys.
-SELECT n.run_id, h.seq, h.key, h.kind, h.data, h.failed, h.attempt
+SELECT n.run_id, h.key, h.seq, h.kind, h.data, h.failed, h.attempt
 FROM unnest($1::smallint[], $2::uuid[], string_to_array($5, $3, $4)) AS n (shard, run_id, key)
 CROSS JOIN LATERAL (
     SELECT x.* FROM durable.history AS x WHERE x.shard = n.shard AND x.run_id = n.run_id AND x.key = n.key LIMIT 1
 ) AS h
+
+-- name: outlines
+-- $1 shards, $2 run ids. Histories without what the records hold, in the columns of `history`: enough to decide which
+-- records are set aside.
+SELECT h.run_id, h.seq, h.key, h.kind, h.at, NULL, h.failed, h.attempt, h.duration, h.begun, h.compensable, h.due_at,
+       h.worker
+FROM unnest($1::smallint[], $2::uuid[]) AS n (shard, run_id)
+CROSS JOIN LATERAL (
+    SELECT x.* FROM durable.history AS x WHERE x.shard = n.shard AND x.run_id = n.run_id ORDER BY x.seq OFFSET 0
+) AS h
+
+-- name: set_aside
+-- $1 shards, $2 run ids, $3 claim numbers, $4 and $5 marks, $6 keys. After commit_writes or change_run, in the same
+-- transaction and only when some records are to be set aside. It touches the runs that this transaction has written
+-- (xmin), so none whose change was refused; their rows are locked, and with that their histories. Its snapshot is newer
+-- than the rows that commit_writes has inserted. The rows are found by probes, and then by their place (ctid). Never
+-- prepared: on a small table that is planned as a scan.
+UPDATE durable.history AS h
+SET key = '/' || ($3::integer[])[array_position($2::uuid[], h.run_id)] || '/' || h.key
+WHERE h.ctid = ANY (ARRAY(
+    SELECT found.ctid
+    FROM unnest($1::smallint[], $2::uuid[], string_to_array($6, $4, $5)) AS n (shard, run_id, key)
+    CROSS JOIN LATERAL (
+        SELECT FROM durable.runs AS r
+        WHERE r.shard = n.shard AND r.id = n.run_id AND (r.xmin = pg_current_xact_id_if_assigned()::xid) IS TRUE LIMIT 1
+    ) AS written
+    CROSS JOIN LATERAL (
+        SELECT x.ctid FROM durable.history AS x
+        WHERE x.shard = n.shard AND x.run_id = n.run_id AND x.key = n.key LIMIT 1
+    ) AS found
+))

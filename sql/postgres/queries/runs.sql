@@ -1,13 +1,13 @@
--- Triggers, reads and operators. "Marks": what separates the texts of a column, and stands for NULL in it.
+-- Triggers and reads. "Marks": what separates the texts of a column, and stands for NULL in it.
 
 -- name: add_keys
 -- $1 shards, $2 run ids, $3 and $4 marks, $5 workflows, $6 keys, $7 requests. First in its transaction and in one
 -- order; a key that another transaction has inserted and not committed is waited for, at most lock_timeout. A run id
--- that its user chose and that exists already gets no key.
+-- that its user chose and that exists already gets no key. Sub-selects: see claim.sql.
 INSERT INTO durable.keys (shard, workflow, key, run_id)
 SELECT n.shard, n.workflow, n.key, n.id
-FROM unnest($1::smallint[], $2::uuid[], string_to_array($5, $3, $4), string_to_array($6, $3, $4),
-            string_to_array($7, $3, $4))
+FROM unnest((SELECT $1::smallint[]), (SELECT $2::uuid[]), (SELECT string_to_array($5, $3, $4)),
+            (SELECT string_to_array($6, $3, $4)), (SELECT string_to_array($7, $3, $4)))
      WITH ORDINALITY AS n (shard, id, workflow, key, request, place)
 LEFT JOIN LATERAL (
     SELECT true AS found, r.request, r.key FROM durable.runs AS r WHERE r.shard = n.shard AND r.id = n.id LIMIT 1
@@ -51,28 +51,12 @@ CROSS JOIN LATERAL (
 ) AS run
 JOIN durable.routes ON routes.id = run.route
 
--- name: resume
--- $1 shard, $2 run. Waits for nobody: `locked` tells whether the row was free. A run that was compensating has its
--- error since then, and goes on compensating.
-WITH run AS MATERIALIZED (
-    SELECT state FROM durable.runs WHERE shard = $1::smallint AND id = $2::uuid
-    FOR NO KEY UPDATE SKIP LOCKED
-), resumed AS (
-    UPDATE durable.runs AS r
-    SET state = CASE WHEN r.error IS NULL THEN 'pending' ELSE 'compensating' END, ready_at = now(), reason = NULL,
-        wakes = r.wakes + 1
-    WHERE r.shard = $1::smallint AND r.id = $2::uuid AND EXISTS (SELECT FROM run WHERE state = 'paused')
-    RETURNING 1
-)
-SELECT EXISTS (SELECT FROM durable.runs WHERE shard = $1::smallint AND id = $2::uuid) AS found,
-       EXISTS (SELECT FROM run) AS locked, EXISTS (SELECT FROM resumed) AS resumed
-
 -- name: get_runs
 -- $1 shard, $2 ids.
-SELECT r.id, r.state, r.created_at, r.started_at, r.ended_at, r.ready_at, r.key, r.tags::text, r.reason, r.owner,
-       r.claim, CASE WHEN r.takeovers > 0 AND EXISTS (
+SELECT r.id, r.state, r.created_at, r.started_at, r.ended_at, r.ready_at, r.key, r.tags::text, r.reason, r.requested,
+       r.owner, r.claim, CASE WHEN r.takeovers > 0 AND EXISTS (
            SELECT FROM durable.history AS h WHERE h.shard = r.shard AND h.run_id = r.id
-           AND h.seq > r.takeover_seq AND h.kind <> 'takeover') THEN 0 ELSE r.takeovers END AS takeovers,
+           AND h.seq > r.takeover_seq AND h.kind <> 'takeover' AND h.worker IS NOT NULL) THEN 0 ELSE r.takeovers END AS takeovers,
        r.shard, routes.workflow, routes.version, r.input, r.result, r.error, r.seed
 FROM unnest($2::uuid[]) AS n (id)
 CROSS JOIN LATERAL (SELECT x.* FROM durable.runs AS x WHERE x.shard = $1::smallint AND x.id = n.id LIMIT 1) AS r
@@ -80,10 +64,10 @@ JOIN durable.routes ON routes.id = r.route
 
 -- name: ended_runs
 -- $1 shard, $2 ids.
-SELECT r.id, r.state, r.created_at, r.started_at, r.ended_at, r.ready_at, r.key, r.tags::text, r.reason, r.owner,
-       r.claim, CASE WHEN r.takeovers > 0 AND EXISTS (
+SELECT r.id, r.state, r.created_at, r.started_at, r.ended_at, r.ready_at, r.key, r.tags::text, r.reason, r.requested,
+       r.owner, r.claim, CASE WHEN r.takeovers > 0 AND EXISTS (
            SELECT FROM durable.history AS h WHERE h.shard = r.shard AND h.run_id = r.id
-           AND h.seq > r.takeover_seq AND h.kind <> 'takeover') THEN 0 ELSE r.takeovers END AS takeovers,
+           AND h.seq > r.takeover_seq AND h.kind <> 'takeover' AND h.worker IS NOT NULL) THEN 0 ELSE r.takeovers END AS takeovers,
        r.shard, routes.workflow, routes.version, NULL, r.result, r.error, r.seed
 FROM unnest($2::uuid[]) AS n (id)
 CROSS JOIN LATERAL (
@@ -100,10 +84,10 @@ SELECT run_id FROM durable.keys WHERE shard = $1::smallint AND workflow = $2::te
 -- $1 shard, $2 below this id, $3 workflow, $4 version, $5 state, $6 tags, $7 created after, $8 created before, $9 limit.
 -- Walks the primary key from its end: ids are UUIDv7, so that is newest first. Never prepared: without the value of the
 -- limit the planner expects a tenth of the table, and sorts it.
-SELECT r.id, r.state, r.created_at, r.started_at, r.ended_at, r.ready_at, r.key, r.tags::text, r.reason, r.owner,
-       r.claim, CASE WHEN r.takeovers > 0 AND EXISTS (
+SELECT r.id, r.state, r.created_at, r.started_at, r.ended_at, r.ready_at, r.key, r.tags::text, r.reason, r.requested,
+       r.owner, r.claim, CASE WHEN r.takeovers > 0 AND EXISTS (
            SELECT FROM durable.history AS h WHERE h.shard = r.shard AND h.run_id = r.id
-           AND h.seq > r.takeover_seq AND h.kind <> 'takeover') THEN 0 ELSE r.takeovers END AS takeovers,
+           AND h.seq > r.takeover_seq AND h.kind <> 'takeover' AND h.worker IS NOT NULL) THEN 0 ELSE r.takeovers END AS takeovers,
        r.shard, routes.workflow, routes.version
 FROM durable.runs AS r JOIN durable.routes ON routes.id = r.route
 WHERE r.shard = $1::smallint AND r.id < $2::uuid

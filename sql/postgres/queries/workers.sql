@@ -62,7 +62,7 @@ WITH orphan AS MATERIALIZED (
            CASE WHEN l.orderly THEN l.takeovers WHEN h.new_seq > l.takeover_seq THEN 1 ELSE l.takeovers + 1 END AS count
     FROM locked AS l
     CROSS JOIN LATERAL (
-        SELECT coalesce(max(x.seq), 0) AS seq, coalesce(max(x.seq) FILTER (WHERE x.kind <> 'takeover'), 0) AS new_seq
+        SELECT coalesce(max(x.seq), 0) AS seq, coalesce(max(x.seq) FILTER (WHERE x.kind <> 'takeover' AND x.worker IS NOT NULL), 0) AS new_seq
         FROM durable.history AS x WHERE x.shard = l.shard AND x.run_id = l.id
     ) AS h
 ), recorded AS (
@@ -79,7 +79,8 @@ WITH orphan AS MATERIALIZED (
     ON CONFLICT (shard, id) DO UPDATE
     SET state = excluded.state, owner = NULL, ready_at = excluded.ready_at, ended_at = excluded.ended_at,
         error = coalesce(run.error, excluded.error), takeovers = excluded.takeovers,
-        takeover_seq = excluded.takeover_seq
+        takeover_seq = excluded.takeover_seq,
+        requested = CASE WHEN excluded.ended_at IS NULL THEN run.requested END
     RETURNING 1
 )
 SELECT count(*) FROM released
@@ -99,6 +100,17 @@ WITH dead AS MATERIALIZED (
 DELETE FROM durable.claims AS c USING dead AS d
 WHERE c.worker = d.worker AND c.batch = d.batch
   AND NOT EXISTS (SELECT FROM held AS h WHERE h.worker = d.worker AND h.batch = d.batch)
+
+-- name: forget_requests
+-- What dead workers were to be told; whoever claims their runs is told anew. Two sweeps at once share the rows.
+WITH gone AS MATERIALIZED (
+    SELECT q.* FROM durable.requests AS q
+    WHERE NOT EXISTS (SELECT FROM durable.workers AS w WHERE w.id = q.worker)
+    ORDER BY q.shard, q.worker, q.run_id, q.wakes
+    FOR UPDATE SKIP LOCKED
+)
+DELETE FROM durable.requests AS q USING gone AS g
+WHERE q.shard = g.shard AND q.worker = g.worker AND q.run_id = g.run_id AND q.wakes = g.wakes
 
 -- name: stuck_workers
 -- $1 seconds. Expired for so long and still there: a transaction holds the row.

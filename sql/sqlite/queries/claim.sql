@@ -26,7 +26,8 @@ CREATE TEMP TRIGGER claiming_into INSTEAD OF INSERT ON claiming BEGIN
         AND r.n = j.value ->> 0 AND r.claim = j.value ->> 1 AND r.owner = NEW.worker;
 
     -- One index probe per route, in order of ready_at, ended by the LIMIT: CROSS JOIN and INDEXED BY leave
-    -- the planner no choice. An ORDER BY would make it sort everything that is due.
+    -- the planner no choice. An ORDER BY would make it sort everything that is due. Whether the worker holds a suspect
+    -- is asked once, and only when the probe has met one.
     INSERT INTO claimed (run, claim)
     SELECT r.n, r.claim + 1
     FROM json_each(NEW.routes) AS w
@@ -34,7 +35,23 @@ CREATE TEMP TRIGGER claiming_into INSTEAD OF INSERT ON claiming BEGIN
     WHERE r.workflow = w.value ->> 0 AND r.version = w.value ->> 1 AND r.priority = 0 AND r.ready_at <= NEW.now
         AND EXISTS (SELECT 1 FROM durable_workers WHERE id = NEW.worker)
         AND NOT EXISTS (SELECT 1 FROM durable_claims WHERE worker = NEW.worker AND batch = NEW.batch)
+        AND (r.takeovers < 2 OR NOT EXISTS (
+            SELECT 1
+            FROM durable_claims AS b
+            CROSS JOIN json_each(b.runs) AS j
+            WHERE b.worker = NEW.worker AND (
+                SELECT h.takeovers >= 2 FROM durable_runs AS h
+                WHERE h.n = j.value ->> 0 AND h.claim = j.value ->> 1 AND h.owner = NEW.worker)))
     LIMIT NEW.at_most;
+
+    -- Of the suspects only the first. A look-up for each, not a join: see claimed_runs.
+    DELETE FROM claimed
+    WHERE pos IN (
+        SELECT c.pos
+        FROM claimed AS c
+        WHERE (SELECT r.owner IS NULL AND r.takeovers >= 2 FROM durable_runs AS r WHERE r.n = c.run)
+        ORDER BY c.pos
+        LIMIT -1 OFFSET 1);
 
     -- a run of a resent batch is owned already, and stays as it is
     UPDATE durable_runs SET
@@ -75,6 +92,12 @@ SELECT '[' || coalesce(group_concat('[' || r.run || ',' || json_quote(r.key) || 
 FROM json_each(:runs) AS w
 CROSS JOIN durable_records AS r
 WHERE r.run = w.value
+
+-- name: requests
+-- What is asked of the runs that the worker holds. The index holds nothing else, and the planner no choice.
+SELECT json_group_array(json_array(id, requested))
+FROM durable_runs INDEXED BY durable_runs_requested
+WHERE owner = :worker AND requested IS NOT NULL
 
 -- name: next_ready
 SELECT min(ready_at)
@@ -156,6 +179,7 @@ CREATE TEMP TRIGGER reaping_into INSTEAD OF INSERT ON reaping BEGIN
     -- A run that was being compensated keeps the error that it failed with.
     UPDATE durable_runs SET
         state = 'dead_letter',
+        requested = NULL,
         ready_at = NULL,
         ended_at = NEW.now,
         error = coalesce(error, json_object(

@@ -9,7 +9,10 @@
 CREATE TEMP TABLE flush_held (
     id TEXT PRIMARY KEY,
     run INTEGER NOT NULL,
-    takeovers INTEGER NOT NULL
+    claim INTEGER NOT NULL,
+    takeovers INTEGER NOT NULL,
+    requested TEXT,
+    asked TEXT  -- the verb of what is requested
 ) WITHOUT ROWID
 
 -- name: session_flush_changed
@@ -22,12 +25,16 @@ CREATE TEMP TABLE flush_changed (
     wakes INTEGER,
     result TEXT,
     error TEXT,
-    reason TEXT
+    reason TEXT,
+    aside TEXT,      -- keys of the records that are set aside
+    requested TEXT,  -- what is still requested afterwards
+    instead TEXT     -- the run is given back: {state: the state that this leads to}
 )
 
 -- name: session_flush_view
 -- claims: {run id: claim}; records: {run id: {key: body}};
--- changes: {run id: [state, keep, terminal, ready_at, wakes, result, error, reason]}
+-- changes: {run id: [state, keep, terminal, ready_at, wakes, result, error, reason, aside, instead]}; instead is
+-- there when the change carries out a request to pause: what to do when that is not open any more
 CREATE TEMP VIEW flush AS SELECT NULL AS now, NULL AS worker, NULL AS claims, NULL AS records, NULL AS changes
 
 -- name: session_flush
@@ -36,8 +43,8 @@ CREATE TEMP TRIGGER flush_into INSTEAD OF INSERT ON flush BEGIN
     DELETE FROM flush_changed;
 
     -- the fence: everything below writes only about these runs
-    INSERT INTO flush_held (id, run, takeovers)
-    SELECT r.id, r.n, r.takeovers
+    INSERT INTO flush_held (id, run, claim, takeovers, requested, asked)
+    SELECT r.id, r.n, r.claim, r.takeovers, r.requested, r.requested ->> 'verb'
     FROM json_each(NEW.claims) AS w
     CROSS JOIN durable_runs AS r
     WHERE r.id = w.key AND r.owner = NEW.worker AND r.claim = w.value
@@ -62,26 +69,41 @@ CREATE TEMP TRIGGER flush_into INSTEAD OF INSERT ON flush BEGIN
     ON CONFLICT (run, key) DO UPDATE SET run = raise(ABORT, 'durable: record exists')
         WHERE durable_records.body <> excluded.body;
 
-    INSERT INTO flush_changed (run, state, keep, terminal, ready_at, wakes, result, error, reason)
+    -- An end ends every request, also one that came too late; a pause ends one to pause.
+    INSERT INTO flush_changed (
+        run, state, keep, terminal, ready_at, wakes, result, error, reason, aside, requested, instead)
     SELECT h.run, w.value ->> 0, w.value ->> 1, w.value ->> 2, w.value ->> 3, w.value ->> 4,
-        w.value ->> 5, w.value ->> 6, w.value ->> 7
+        w.value ->> 5, w.value ->> 6, w.value ->> 7, w.value ->> 8,
+        CASE WHEN NOT (w.value ->> 2 OR w.value ->> 0 = 'paused' AND h.asked = 'pause') THEN h.requested END,
+        CASE WHEN h.asked IS NOT 'pause' THEN w.value ->> 9 END
     FROM json_each(NEW.changes) AS w
     CROSS JOIN flush_held AS h
     WHERE h.id = w.key;
 
+    UPDATE durable_records SET key = '/' || (SELECT claim FROM flush_held AS h WHERE h.run = durable_records.run)
+        || '/' || key
+    WHERE rowid IN (
+        SELECT r.rowid
+        FROM flush_changed AS c
+        CROSS JOIN json_each(c.aside) AS a
+        CROSS JOIN durable_records AS r
+        WHERE c.aside IS NOT NULL AND r.run = c.run AND r.key = a.value);
+
     -- Not UPDATE … FROM: the planner is then free to scan all runs for it (680 µs a run with 3,000 runs).
-    UPDATE durable_runs SET (state, owner, ready_at, ended_at, result, error, reason) = (
-        SELECT c.state,
+    UPDATE durable_runs SET (state, owner, ready_at, ended_at, result, error, reason, requested) = (
+        SELECT coalesce(c.instead ->> durable_runs.state, c.state),
             CASE WHEN c.keep THEN owner END,
             CASE
-                WHEN c.keep OR c.terminal THEN NULL
-                WHEN c.wakes <> durable_runs.wakes THEN NEW.now
+                WHEN c.instead IS NOT NULL THEN NEW.now
+                WHEN c.keep OR c.terminal OR c.state = 'paused' THEN NULL
+                WHEN c.requested IS NOT NULL OR c.wakes <> durable_runs.wakes THEN NEW.now
                 ELSE c.ready_at
             END,
             CASE WHEN c.terminal THEN NEW.now END,
             coalesce(c.result, durable_runs.result),
             coalesce(c.error, durable_runs.error),
-            c.reason
+            CASE WHEN c.instead IS NULL THEN c.reason END,
+            c.requested
         FROM flush_changed AS c
         WHERE c.run = n)
     WHERE n IN (SELECT run FROM flush_changed);
@@ -111,7 +133,7 @@ WHERE r.id = c.key AND r.claim = c.value AND r.owner IS NULL
         SELECT 1
         FROM json_each(:records) AS d
         CROSS JOIN json_each(d.value) AS x
-        LEFT JOIN durable_records AS h ON h.run = r.n AND h.key = x.key
+        LEFT JOIN durable_records AS h ON h.run = r.n AND h.key IN (x.key, '/' || c.value || '/' || x.key)
         WHERE d.key = c.key AND h.body IS NOT x.value)
 
 -- name: flush_contradicted

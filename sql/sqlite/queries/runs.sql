@@ -5,21 +5,21 @@
 CREATE TEMP VIEW summary_docs AS
 SELECT id, workflow, version, state, created_at, tags, json_array(
     id, workflow, version, state, created_at, key, json(tags), started_at, ended_at, ready_at,
-    reason, owner, claim, takeovers, shard) AS doc
+    reason, requested, owner, claim, takeovers, shard) AS doc
 FROM durable_runs
 
--- name: session_ended_docs
-CREATE TEMP VIEW ended_docs AS
+-- name: session_run_docs_without_input
+CREATE TEMP VIEW run_docs_without_input AS
 SELECT n, id, ended_at, json_array(
     id, workflow, version, state, created_at, key, json(tags), started_at, ended_at, ready_at,
-    reason, owner, claim, takeovers, shard, NULL, result, error, seed, wakes, n) AS doc
+    reason, requested, owner, claim, takeovers, shard, NULL, result, error, seed, wakes, n) AS doc
 FROM durable_runs
 
 -- name: session_run_docs
 CREATE TEMP VIEW run_docs AS
 SELECT n, id, owner, claim, json_array(
     id, workflow, version, state, created_at, key, json(tags), started_at, ended_at, ready_at,
-    reason, owner, claim, takeovers, shard, (SELECT input FROM durable_inputs WHERE run = n),
+    reason, requested, owner, claim, takeovers, shard, (SELECT input FROM durable_inputs WHERE run = n),
     result, error, seed, wakes, n) AS doc
 FROM durable_runs
 
@@ -64,14 +64,6 @@ FROM json_each(:runs) AS w
 LEFT JOIN durable_runs AS r ON r.id = coalesce(
     (SELECT run_id FROM durable_keys WHERE workflow = w.value ->> 2 AND key = w.value ->> 6), w.value ->> 0)
 
--- name: resume
-UPDATE durable_runs SET
-    state = CASE WHEN error IS NULL THEN 'pending' ELSE 'compensating' END,
-    ready_at = :now,
-    reason = NULL,
-    wakes = wakes + 1
-WHERE id = :id AND state = 'paused'
-
 -- name: exists
 SELECT EXISTS (SELECT 1 FROM durable_runs WHERE id = :id)
 
@@ -81,7 +73,7 @@ SELECT json_group_array(json(d.doc)) FROM json_each(:ids) AS w CROSS JOIN run_do
 -- name: ended
 SELECT json_group_array(json(d.doc))
 FROM json_each(:ids) AS w
-CROSS JOIN ended_docs AS d
+CROSS JOIN run_docs_without_input AS d
 WHERE d.id = w.value AND d.ended_at IS NOT NULL
 
 -- name: find_key

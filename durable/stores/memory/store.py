@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
-from heapq import heappop, heappush
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from durable import failures
+from durable import failures, requests
 from durable.clock import HostClock
-from durable.errors import PayloadError, RunNotFound
+from durable.errors import RunNotFound
 from durable.model import (
     Change,
     Claimed,
@@ -29,15 +28,18 @@ from durable.model import (
     Outcome,
     Record,
     Renewal,
+    Request,
     Run,
     RunFilter,
     RunRef,
     RunSummary,
     RunWrite,
     State,
+    Verb,
 )
-from durable.states import TERMINAL, Event, after
+from durable.states import TERMINAL, Event, after, release
 from durable.store import Clock, Hint, Route
+from durable.stores.memory.rows import Ready, Row, conflict, refuse_unstorable
 
 
 @runtime_checkable
@@ -45,59 +47,6 @@ class MovedByHand(Protocol):
     """A clock that a test moves; it says so before time passes."""
 
     def listen(self, listener: Callable[[timedelta], None]) -> None: ...
-
-
-@dataclass(slots=True)
-class _Row:
-    """A run as it is stored. Never handed out: readers get frozen copies."""
-
-    new: NewRun
-    created_at: datetime
-    ready_at: datetime | None = None
-    state: State = State.PENDING
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-    result: str | None = None
-    error: str | None = None
-    reason: str | None = None
-    owner: str | None = None
-    claim: int = 0
-    takeovers: int = 0
-    wakes: int = 0
-    records: dict[str, Record] = field(default_factory=dict[str, Record])
-
-    def history(self) -> list[Record]:
-        return sorted(self.records.values(), key=lambda record: record.seq)
-
-
-class _Ready:
-    """The claim index of one route: what is due, and what will be. Entries that went stale are dropped when met."""
-
-    def __init__(self, rows: Mapping[str, _Row]) -> None:
-        self._rows = rows
-        self._due: list[tuple[datetime, str]] = []
-        self._future: list[tuple[datetime, str]] = []
-
-    def add(self, when: datetime, run_id: str) -> None:
-        heappush(self._future, (when, run_id))
-
-    def first_due(self, now: datetime) -> tuple[datetime, str] | None:
-        while self._future and self._future[0][0] <= now:
-            heappush(self._due, heappop(self._future))
-        return self._first(self._due)
-
-    def take_first_due(self) -> str:
-        return heappop(self._due)[1]
-
-    def next_after(self, now: datetime) -> datetime | None:
-        self.first_due(now)
-        first = self._first(self._future)
-        return first[0] if first else None
-
-    def _first(self, heap: list[tuple[datetime, str]]) -> tuple[datetime, str] | None:
-        while heap and self._rows[heap[0][1]].ready_at != heap[0][0]:
-            heappop(heap)
-        return heap[0] if heap else None
 
 
 class MemoryStore:
@@ -111,9 +60,9 @@ class MemoryStore:
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock: Clock = HostClock() if clock is None else clock
         self._lock = threading.Lock()  # renew comes from the heartbeat's thread, other engines from their own
-        self._rows: dict[str, _Row] = {}
+        self._rows: dict[str, Row] = {}
         self._keys: dict[tuple[str, str], str] = {}
-        self._ready: dict[Route, _Ready] = {}
+        self._ready: dict[Route, Ready] = {}
         self._workers: dict[str, datetime] = {}  # live worker rows: when the lease expires
         self._held: dict[str, set[str]] = {}  # worker → the runs that it owns
         self._batches: dict[str, dict[str, list[RunRef]]] = {}  # worker → batch id → what it was given
@@ -196,7 +145,7 @@ class MemoryStore:
                 if expiry > now:
                     self._workers[worker] = expiry + by
 
-    def _remove_worker(self, worker: str) -> list[_Row]:
+    def _remove_worker(self, worker: str) -> list[Row]:
         """Delete the worker's row; its runs, which have no owner from then on."""
         self._workers.pop(worker, None)
         self._batches.pop(worker, None)
@@ -205,28 +154,29 @@ class MemoryStore:
             row.owner = None
         return rows
 
-    def _take_over(self, row: _Row, worker: str, now: datetime, limit: int) -> None:
-        seq = max((record.seq for record in row.records.values()), default=0) + 1
+    def _take_over(self, row: Row, worker: str, now: datetime, limit: int) -> None:
+        seq = row.next_seq()
         key = f"/takeover/{row.claim}"
         row.records[key] = Record(seq, key, Kind.TAKEOVER, now, worker=worker)
         row.takeovers += 1
         if row.takeovers >= limit:
             row.state = after(row.state, Event.GIVE_UP)
             row.ended_at = now
+            row.requested = None
             row.error = row.error or failures.to_json(_given_up(row, worker))
         else:
             row.state = after(row.state, Event.TAKEOVER)
             self._free(row, now)
 
-    def _free(self, row: _Row, ready_at: datetime) -> None:
+    def _free(self, row: Row, ready_at: datetime) -> None:
         """Let the run be claimed from ``ready_at`` on."""
         row.ready_at = ready_at
         self._index(Route(row.new.workflow, row.new.version)).add(ready_at, row.new.id)
 
-    def _index(self, route: Route) -> _Ready:
+    def _index(self, route: Route) -> Ready:
         index = self._ready.get(route)
         if index is None:
-            index = self._ready[route] = _Ready(self._rows)
+            index = self._ready[route] = Ready(self._rows)
         return index
 
     # -- execution, fenced ------------------------------------------------------------------------
@@ -247,10 +197,11 @@ class MemoryStore:
             if worker in self._workers:
                 refs = self._claim_batch(worker, indexes, limit, batch, now, done)
             upcoming = [when for index in indexes if (when := index.next_after(now)) is not None]
-            return Claimed([self._claimed(ref, warm) for ref in refs], min(upcoming, default=None))
+            runs = [self._claimed(ref, warm) for ref in refs]
+            return Claimed(runs, min(upcoming, default=None), self._asked(worker))
 
     def _claim_batch(
-        self, worker: str, indexes: list[_Ready], limit: int, batch: str, now: datetime, done: Sequence[str]
+        self, worker: str, indexes: list[Ready], limit: int, batch: str, now: datetime, done: Sequence[str]
     ) -> list[RunRef]:
         batches = self._batches[worker]
         for old in done:
@@ -258,17 +209,27 @@ class MemoryStore:
         if batch in batches:  # sent again: what it was given, as far as it still has it
             return [ref for ref in batches[batch] if self._is_held(worker, ref)]
         taken: list[RunRef] = []
+        passed: list[Row] = []
+        suspected = any(self._rows[run_id].suspect for run_id in self._held[worker])
         while len(taken) < limit:
             heads = [(head, index) for index in indexes if (head := index.first_due(now)) is not None]
             if not heads:
                 break
             _, index = min(heads, key=lambda entry: entry[0])
-            taken.append(self._lease(self._rows[index.take_first_due()], worker, now))
+            row = self._rows[index.take_first_due()]
+            if suspected and row.suspect:
+                passed.append(row)
+                continue
+            suspected = suspected or row.suspect
+            taken.append(self._lease(row, worker, now))
+        for row in passed:
+            assert row.ready_at is not None
+            self._free(row, row.ready_at)
         if taken:
             batches[batch] = taken
         return taken
 
-    def _lease(self, row: _Row, worker: str, now: datetime) -> RunRef:
+    def _lease(self, row: Row, worker: str, now: datetime) -> RunRef:
         row.state = after(row.state, Event.CLAIM)
         row.owner = worker
         row.claim += 1
@@ -284,7 +245,12 @@ class MemoryStore:
     def _claimed(self, ref: RunRef, warm: Mapping[str, int]) -> ClaimedRun:
         row = self._rows[ref.id]
         current = warm.get(ref.id) == ref.claim - 1
-        return ClaimedRun(_run(row), None if current else row.history(), row.wakes)
+        return ClaimedRun(row.run(), None if current else row.history(), row.wakes)
+
+    def _asked(self, worker: str) -> list[tuple[str, Request]]:
+        """What is asked of the runs that the worker holds."""
+        held = sorted(self._held.get(worker, ()))
+        return [(run_id, asked) for run_id in held if (asked := self._rows[run_id].requested) is not None]
 
     async def owned(self, worker: str) -> list[RunRef]:
         with self._lock:
@@ -293,9 +259,9 @@ class MemoryStore:
 
     async def commit(self, worker: str, writes: Sequence[RunWrite]) -> list[Outcome]:
         for write in writes:
-            _refuse_unstorable(text for record in write.records for text in (record.key, record.data))
+            refuse_unstorable(text for record in write.records for text in (record.key, record.data))
             if write.change is not None:
-                _refuse_unstorable((write.change.result, write.change.error, write.change.reason))
+                refuse_unstorable((write.change.result, write.change.error, write.change.reason))
         with self._lock:
             now = self._clock.now()
             return [self._apply(worker, write, now) for write in writes]
@@ -305,9 +271,10 @@ class MemoryStore:
         if worker not in self._workers or row is None or row.claim != write.ref.claim:
             return Outcome.LEASE_LOST
         records = [record._replace(worker=worker) for record in write.records]
-        new = [record for record in records if record.key not in row.records]
         if row.owner is None:  # the claim is the latest one and has ended: sent again, or never this worker's
-            return Outcome.APPLIED if not new and _ended_by(row, write.change) else Outcome.LEASE_LOST
+            again = all(row.has(record.key) for record in records) and _ended_by(row, write.change)
+            return Outcome.APPLIED if again else Outcome.LEASE_LOST
+        new = [record for record in records if record.key not in row.records]
         if row.owner != worker or any(row.records.get(record.key, record) != record for record in records):
             return Outcome.LEASE_LOST
         row.records.update((record.key, record) for record in new)
@@ -317,7 +284,11 @@ class MemoryStore:
             self._change(row, write.change, now)
         return Outcome.APPLIED
 
-    def _change(self, row: _Row, change: Change, now: datetime) -> None:
+    def _change(self, row: Row, change: Change, now: datetime) -> None:
+        if change.asked and (row.requested is None or row.requested.verb is not Verb.PAUSE):
+            change = release(row.state)  # withdrawn, or replaced by a cancellation: it must not stand still
+        if change.drop_failed:
+            row.set_aside(requests.set_failed_aside(row.history()))
         row.state = change.state
         row.result = row.result if change.result is None else change.result
         row.error = row.error if change.error is None else change.error
@@ -329,7 +300,11 @@ class MemoryStore:
             row.owner = None
         if change.state in TERMINAL:
             row.ended_at = now
-        elif change.ready_now or (change.wakes is not None and change.wakes != row.wakes):
+            row.requested = None
+        elif change.state is State.PAUSED:
+            if row.requested is not None and row.requested.verb is Verb.PAUSE:
+                row.requested = None
+        elif row.requested or change.ready_now or (change.wakes is not None and change.wakes != row.wakes):
             self._free(row, now)
         elif change.ready_at is not None:
             self._free(row, change.ready_at)
@@ -338,8 +313,8 @@ class MemoryStore:
 
     async def create_runs(self, runs: Sequence[NewRun]) -> list[Created]:
         for new in runs:
-            _refuse_unstorable((new.id, new.workflow, new.version, new.input, new.input_hash, new.seed, new.key))
-            _refuse_unstorable((new.request, *new.tags, *new.tags.values()))
+            refuse_unstorable((new.id, new.workflow, new.version, new.input, new.input_hash, new.seed, new.key))
+            refuse_unstorable((new.request, *new.tags, *new.tags.values()))
         with self._lock:
             now = self._clock.now()
             return [self._create(new, now) for new in runs]
@@ -348,31 +323,81 @@ class MemoryStore:
         holder = None if new.key is None else self._keys.get((new.workflow, new.key))
         existing = self._rows.get(holder or new.id)
         if existing is not None:
-            conflict = _conflict(existing.new, new)
-            mine = existing.new.id == new.id and existing.new.request == new.request and conflict is None
-            return Created(existing.new.id, mine, conflict)
-        row = self._rows[new.id] = _Row(_own_copy(new), now)
+            refusal = conflict(existing.new, new)
+            mine = existing.new.id == new.id and existing.new.request == new.request and refusal is None
+            return Created(existing.new.id, mine, refusal)
+        row = self._rows[new.id] = Row(replace(new, tags=dict(new.tags)), now)
         if new.key is not None:
             self._keys[new.workflow, new.key] = new.id
         self._free(row, now + timedelta(seconds=new.delay) if new.ready_at is None else new.ready_at)
         return Created(new.id, True)
 
-    async def resume(self, run_id: str) -> bool:
+    async def request(self, run_id: str, request: Request) -> State | None:
+        return self._request(run_id, request)
+
+    async def retry_from(self, run_id: str, step: str, request: Request) -> State | None:
+        return self._request(run_id, request, step)
+
+    def _request(self, run_id: str, request: Request, step: str | None = None) -> State | None:
+        refuse_unstorable((request.reason, request.by))
         with self._lock:
-            row = self._rows.get(run_id)
-            if row is None:
-                raise RunNotFound(f"there is no run {run_id!r}")
-            if row.state is not State.PAUSED:
+            row = self._row(run_id)
+            run = row.run()
+            plan = requests.decide(run, request, row.history(), step)
+            if plan is not None:
+                self._carry_out(row, request, plan)
+            elif not requests.asked_again(run, request, row.latest(Kind.REQUEST)):
+                return None
+            return row.state
+
+    def _carry_out(self, row: Row, request: Request, plan: requests.Plan) -> None:
+        now = self._clock.now()
+        row.state, row.requested, row.reason, row.error = plan.state, plan.requested, plan.reason, plan.error
+        row.ended_at = now if plan.ended else None
+        row.wakes += 1
+        if plan.forgive:
+            row.takeovers = 0
+        row.set_aside(plan.aside)
+        if plan.record:
+            seq = row.next_seq()
+            data = failures.request_to_json(request)
+            row.records[f"/request/{seq}"] = Record(seq, f"/request/{seq}", Kind.REQUEST, now, data)
+            row.claim += 1
+        if plan.ready:
+            self._free(row, now)
+        elif plan.ended or plan.state is State.PAUSED:
+            row.ready_at = None
+
+    def _row(self, run_id: str) -> Row:
+        row = self._rows.get(run_id)
+        if row is None:
+            raise RunNotFound(f"there is no run {run_id!r}")
+        return row
+
+    async def prune(self, before: datetime, limit: int) -> int:
+        with self._lock:
+            ended = (row for row in self._rows.values() if row.state in TERMINAL)
+            old = [row for row in ended if row.ended_at is not None and row.ended_at < before][:limit]
+            for row in old:
+                self._forget(row)
+            return len(old)
+
+    async def delete(self, run_id: str) -> bool:
+        with self._lock:
+            row = self._row(run_id)
+            if row.state not in TERMINAL:
                 return False
-            row.state = after(row.state, Event.RESUME if row.error is None else Event.RESUME_UNDO)
-            row.reason = None
-            row.wakes += 1
-            self._free(row, self._clock.now())
+            self._forget(row)
             return True
+
+    def _forget(self, row: Row) -> None:
+        del self._rows[row.new.id]
+        if row.new.key is not None:
+            del self._keys[row.new.workflow, row.new.key]
 
     async def get_runs(self, run_ids: Sequence[str]) -> list[Run]:
         with self._lock:
-            return [_run(self._rows[run_id]) for run_id in dict.fromkeys(run_ids) if run_id in self._rows]
+            return [self._rows[run_id].run() for run_id in dict.fromkeys(run_ids) if run_id in self._rows]
 
     async def find_key(self, workflow: str, key: str) -> str | None:
         with self._lock:
@@ -381,7 +406,7 @@ class MemoryStore:
     async def ended(self, run_ids: Sequence[str]) -> list[Run]:
         with self._lock:
             rows = [self._rows[run_id] for run_id in dict.fromkeys(run_ids) if run_id in self._rows]
-            return [_run(row, with_input=False) for row in rows if row.state in TERMINAL]
+            return [row.run(with_input=False) for row in rows if row.state in TERMINAL]
 
     async def list_runs(self, where: RunFilter, limit: int, before: str | None) -> list[RunSummary]:
         found: list[RunSummary] = []
@@ -390,8 +415,8 @@ class MemoryStore:
                 if len(found) == limit:
                     break
                 row = self._rows[run_id]
-                if (before is None or run_id < before) and _matches(row, where):
-                    found.append(RunSummary(**_summary(row)))
+                if (before is None or run_id < before) and row.matches(where):
+                    found.append(row.summary())
         return found
 
     async def history(self, run_id: str) -> list[Record]:
@@ -432,86 +457,15 @@ class MemoryStore:
                     self._subscribers.pop(token, None)
 
 
-def _summary(row: _Row) -> dict[str, Any]:
-    new = row.new
-    return {
-        "id": new.id,
-        "workflow": new.workflow,
-        "version": new.version,
-        "state": row.state,
-        "created_at": row.created_at,
-        "key": new.key,
-        "tags": dict(new.tags),
-        "started_at": row.started_at,
-        "ended_at": row.ended_at,
-        "ready_at": row.ready_at,
-        "reason": row.reason,
-        "owner": row.owner,
-        "claim": row.claim,
-        "takeovers": row.takeovers,
-        "shard": new.shard,
-    }
-
-
-def _run(row: _Row, *, with_input: bool = True) -> Run:
-    run_input = row.new.input if with_input else None
-    return Run(**_summary(row), input=run_input, result=row.result, error=row.error, seed=row.new.seed)
-
-
-def _given_up(row: _Row, worker: str) -> Failure:
+def _given_up(row: Row, worker: str) -> Failure:
     message = f"{row.takeovers} workers in a row lost their lease with this run and without a new record"
     return Failure("durable.errors.RunDeadLettered", f"{message}: the last one was {worker}")
 
 
-def _own_copy(new: NewRun) -> NewRun:
-    return replace(new, tags=dict(new.tags))
-
-
-def _conflict(existing: NewRun, new: NewRun) -> str | None:
-    """Why ``new`` cannot stand for the run that exists; None when it can."""
-    what = f"run {existing.id}" if existing.id == new.id else f"key {new.key!r}, held by run {existing.id},"
-    if existing.workflow != new.workflow:
-        return f"{what} belongs to workflow {existing.workflow!r}"
-    if existing.key != new.key:
-        return f"{what} was triggered with another key"
-    if existing.input_hash != new.input_hash:
-        return f"{what} was triggered with another input"
-    return None
-
-
-def _ended_by(row: _Row, change: Change | None) -> bool:
+def _ended_by(row: Row, change: Change | None) -> bool:
     """Whether a write with this change can be what ended the run's latest claim."""
     if change is None or change.keep:
         return True
     if row.state in TERMINAL or change.state in TERMINAL:
         return row.state is change.state
     return True
-
-
-def _matches(row: _Row, where: RunFilter) -> bool:
-    return (
-        (where.workflow is None or row.new.workflow == where.workflow)
-        and (where.version is None or row.new.version == where.version)
-        and (where.state is None or row.state is where.state)
-        and all(row.new.tags.get(name) == value for name, value in where.tags.items())
-        and (where.created_after is None or row.created_at >= where.created_after)
-        and (where.created_before is None or row.created_at < where.created_before)
-    )
-
-
-def _refuse_unstorable(texts: Iterable[str | None]) -> None:
-    """Refuse what Postgres refuses as text, so that a test on memory finds it.
-
-    Raises:
-        PayloadError: NUL characters, or surrogates, which have no UTF-8 form.
-    """
-    for text in texts:
-        if text is None:
-            continue
-        if "\0" in text:
-            raise PayloadError("text with a NUL character cannot be stored")
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise PayloadError(f"text with a lone surrogate cannot be stored: {error}") from None

@@ -1,0 +1,159 @@
+"""The attempts of one operation: when one may start, when another follows, how long it waits.
+
+It calls user functions through ``steps`` and reports what came of it; results are recorded by ``execution``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from random import random
+from typing import Any
+
+from durable import failures
+from durable.committer import Pending
+from durable.host import Host
+from durable.model import Failure, Record, RunSummary
+from durable.replay import Operation, Replay
+from durable.steps import Call, CurrentStep, invoke
+
+
+@dataclass(slots=True)
+class Attempt:
+    """The attempt that decided: it succeeded, or no other follows."""
+
+    number: int
+    started: float  # time.monotonic()
+    error: Exception | None
+    value: Any
+
+    @property
+    def duration(self) -> float:
+        return time.monotonic() - self.started
+
+
+class Attempts:
+    """Starts the attempts of one execution, one gate for all.
+
+    Args:
+        run: The run.
+        core: Knows the attempts that were made before.
+        host: The worker: its lease, its threads.
+        until: Waits for a time, parked if it is long.
+        write: Gathers a record for the next flush.
+        timers: What waits for a time.
+        touch: Says that something happened.
+    """
+
+    def __init__(
+        self,
+        run: RunSummary,
+        core: Replay,
+        host: Host,
+        until: Callable[[Operation, datetime], Awaitable[None]],
+        write: Callable[[Record], None],
+        timers: Mapping[str, object],
+        touch: Callable[[], None],
+    ) -> None:
+        self._run = run
+        self._core = core
+        self._host = host
+        self._until = until
+        self._write = write
+        self._timers = timers
+        self._touch = touch
+        self._resumed: asyncio.Event | None = None
+        self.busy = 0
+        """Operations that execute, or are about to."""
+        self.closed = False
+        """No further attempt starts here: the worker drains, or the run is being paused."""
+        self.parked = False
+        self.last: Pending | None = None
+        """The latest write. Nothing with an effect starts before it is committed."""
+
+    async def run(self, op: Operation, call: Call) -> Attempt:
+        """Call until an attempt succeeds or is the last."""
+        number = 1
+        if earlier := self._core.attempts(op.key):
+            number += len(earlier)
+            if (due_at := earlier[-1].due_at) is not None:
+                await self._until(op, due_at)
+        self.busy += 1
+        try:
+            while True:
+                started = time.monotonic()
+                if self._held_back(started):
+                    await self._gate()
+                    started = time.monotonic()
+                if self._host.hooks.active:
+                    self._host.hooks.step_started(self._run, op.key, number)
+                try:
+                    step = CurrentStep(self._run.id, op.key, number)
+                    return Attempt(number, started, None, await invoke(call, step, self._host.threads))
+                except Exception as error:
+                    if call.retry is None or not call.retry.wants_retry(error, number):
+                        return Attempt(number, started, error, None)
+                    delay = call.retry.delay_after(error, number, random())
+                    due_at = self.failed(op, self._host.capture(error), number, time.monotonic() - started, delay)
+                self.busy -= 1
+                try:
+                    await self._until(op, due_at)
+                finally:
+                    self.busy += 1
+                number += 1
+        finally:
+            self.busy -= 1
+            if self.closed or self._timers:  # else nothing waits for this one to end
+                self._touch()
+
+    def failed(self, op: Operation, failure: Failure, number: int, duration: float, delay: float) -> datetime:
+        """Record a failed attempt that another one may follow after ``delay`` seconds; returns when."""
+        now = self._host.clock.now()
+        due_at = now + timedelta(seconds=delay)
+        self._write(self._core.failed_attempt(op, now, failures.to_json(failure), number, duration, due_at))
+        return due_at
+
+    def resume(self) -> None:
+        """The run is not parked any more."""
+        self.parked = False
+        if self._resumed is not None:
+            self._resumed.set()
+
+    def reopen(self) -> None:
+        """Attempts may start again after all."""
+        self.closed = False
+        if self._resumed is not None:
+            self._resumed.set()
+
+    async def resumed(self) -> None:
+        """Return when the run is claimed again, or may start attempts again."""
+        self._resumed = self._resumed or asyncio.Event()
+        self._resumed.clear()
+        await self._resumed.wait()
+
+    def _held_back(self, now: float) -> bool:
+        return (
+            (self.last is not None and not self.last.done) or self.closed or self.parked or now >= self._host.deadline
+        )
+
+    async def _gate(self) -> None:
+        """Return when an attempt may start: all before it is committed, the lease holds, nobody drains."""
+        while True:
+            if self.last is not None and not self.last.done:
+                await self.last.wait()
+            elif self.parked:
+                await self.resumed()
+            elif self.closed:
+                self.busy -= 1
+                try:
+                    self._touch()
+                    await self.resumed()
+                finally:
+                    self.busy += 1
+            elif time.monotonic() >= self._host.deadline:
+                await self._host.renewed()
+            else:
+                return

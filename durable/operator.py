@@ -1,0 +1,151 @@
+"""What an operator does with runs, from any process: cancel, pause, resume, retry, prune, delete."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from durable.client import Client, new_request
+from durable.durations import seconds
+from durable.errors import InvalidArgument, RunFinished
+from durable.ids import check_run_id
+from durable.model import RunSummary, State, Verb
+
+_PAGE = 1000
+_PRUNE_BATCH = 500
+
+
+class Operator(Client):
+    """A client that also changes the fate of runs."""
+
+    async def pause(self, run_id: str, *, reason: str = "", by: str = "") -> None:
+        """Stop a run: the running step may end, then nothing executes until ``resume``.
+
+        Deadlines go on meanwhile: a sleep that has ended by then ends at once, a timeout of the run applies.
+
+        Raises:
+            RunNotFound: There is no such run.
+            RunFinished: It has ended, is being cancelled, or waits in its compensation.
+        """
+        await self._must_apply(run_id, Verb.PAUSE, reason or "paused by an operator", by)
+
+    async def resume(self, run_id: str, *, reason: str = "", by: str = "") -> None:
+        """Let a paused run go on: after an operator's pause, or when a deploy has removed the reason.
+
+        Raises:
+            RunNotFound: There is no such run.
+            RunFinished: It is not paused.
+        """
+        await self._must_apply(run_id, Verb.RESUME, reason, by)
+
+    async def retry(self, run_id: str, *, from_step: str | None = None, reason: str = "", by: str = "") -> None:
+        """Run a ``failed`` or ``dead_letter`` run again: completed steps are kept, others are repeated.
+
+        Args:
+            from_step: A record key, such as ``charge`` or ``charge#2``: this step and all after it run again too.
+
+        Raises:
+            RunNotFound: There is no such run, or no such record.
+            RunFinished: It is in another state.
+        """
+        if from_step is None:
+            await self._must_apply(run_id, Verb.RETRY, reason, by)
+        else:
+            self._check_connected()
+            request = new_request(Verb.RETRY, reason, by)
+            if await self._store.retry_from(check_run_id(run_id), from_step, request) is None:
+                await self._refused(run_id, Verb.RETRY)
+            self._announce()
+            self._hooks.emit("run_retried", run_id=run_id, detail=reason)
+
+    async def retry_compensation(self, run_id: str, *, reason: str = "", by: str = "") -> None:
+        """Make the failed compensations of a ``failed`` run again; those that succeeded are not repeated.
+
+        Raises:
+            RunNotFound: There is no such run.
+            RunFinished: It is in another state, or has no failed compensation.
+        """
+        await self._must_apply(run_id, Verb.RETRY_UNDO, reason, by)
+
+    async def retry_all(
+        self,
+        *,
+        state: State | str = State.DEAD_LETTER,
+        workflow: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        dry_run: bool = False,
+        reason: str = "",
+        by: str = "",
+    ) -> int:
+        """Retry every run that meets the conditions.
+
+        Args:
+            state: ``failed`` or ``dead_letter`` (default).
+            dry_run: Only count them.
+
+        Returns:
+            How many runs were retried, or would be.
+
+        Raises:
+            InvalidArgument: An argument is out of its range.
+        """
+        if state not in (State.FAILED, State.DEAD_LETTER):
+            raise InvalidArgument(f"only failed and dead_letter runs can be retried, not {state!r}")
+        count = 0
+        async for run in self._all_runs(
+            workflow=workflow, state=state, tags=tags, created_after=created_after, created_before=created_before
+        ):
+            if dry_run or await self._request(run.id, Verb.RETRY, reason, by) is not None:
+                count += 1
+        return count
+
+    async def prune(self, older_than: float | timedelta) -> int:
+        """Delete the terminal runs that ended longer ago than this, with everything that belongs to them.
+
+        In batches of 500, so that no transaction is long. It frees their keys.
+
+        Args:
+            older_than: Seconds or timedelta, on the store's clock.
+
+        Returns:
+            How many runs were deleted.
+        """
+        self._check_connected()
+        before = self._store.clock.now() - timedelta(seconds=seconds(older_than, "older_than"))
+        total = 0
+        while pruned := await self._store.prune(before, _PRUNE_BATCH):
+            total += pruned
+        return total
+
+    async def delete(self, run_id: str) -> None:
+        """Erase one terminal run with everything that belongs to it; its key is free again.
+
+        Raises:
+            RunNotFound: There is no such run.
+            RunFinished: It has not ended: cancel it first.
+        """
+        self._check_connected()
+        if not await self._store.delete(check_run_id(run_id)):
+            state = (await self.get_run(run_id)).state
+            raise RunFinished(f"run {run_id} is {state}: only a run that has ended can be deleted")
+
+    async def _must_apply(self, run_id: str, verb: Verb, reason: str, by: str) -> None:
+        if await self._request(run_id, verb, reason, by) is None:
+            await self._refused(run_id, verb)
+
+    async def _refused(self, run_id: str, verb: Verb) -> None:
+        run = await self.get_run(run_id)
+        note = " and asked to be cancelled" if run.requested is not None and run.requested.verb is Verb.CANCEL else ""
+        raise RunFinished(f"run {run_id} is {run.state}{note}: {verb} does not apply")
+
+    async def _all_runs(self, **where: Any) -> AsyncIterator[RunSummary]:
+        cursor = None
+        while True:
+            page = await self.list_runs(**where, limit=_PAGE, cursor=cursor)
+            for run in page.items:
+                yield run
+            if (cursor := page.next_cursor) is None:
+                return
