@@ -39,7 +39,12 @@ class Kind(StrEnum):
     STEP = "step"  # key charge, charge#2, …: a step's result, or its final failure
     ATTEMPT = "attempt"  # <key>/attempt/<n>: a failed attempt that will be retried; data: the Failure
     SLEEP = "sleep"  # key of the sleep: it was called; due_at is its end
-    WOKE = "woke"  # <key>/woke: the sleep's end was delivered
+    WAIT = "wait"  # key of a wait for a signal or an event: it was called; due_at is its deadline
+    WOKE = "woke"  # <key>/woke: the end of a sleep, a wait or a child was delivered; data: what it brought
+    CALL = "call"  # key of a child's call: the child was made by the write that holds this record; data: its run id
+    MAP = "map"  # key of a fan-out: all of its items, <key>[<n>], have ended
+    EMIT = "emit"  # key of an emit; data: what was emitted
+    REFUSED = "refused"  # /refused/<seq>: a signal that does not fit its wait was consumed; data: a Failure
     UNDO = "undo"  # <key>/undo: a compensation's end
     RUN_ATTEMPT = "run_attempt"  # /attempt/<n>: a failed run attempt that will be followed by another; data: Failure
     REQUEST = "request"  # /request/<seq>: a request was carried out; data: the Request
@@ -110,6 +115,7 @@ class RunRef(NamedTuple):
     shard: int
     id: str
     claim: int
+    linked: bool = False  # when the run leaves or ends, others are concerned: see RunSummary.linked
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +138,12 @@ class RunSummary:
     claim: int = 0  # how often it was claimed
     takeovers: int = 0  # expired leases since its last new record
     shard: int = 0
+    queue: str = "default"
+    priority: int = 5  # 0 first, 9 last
+    limit_key: str | None = None  # whose share of its queue's limits it uses
+    concurrency_key: str | None = None  # at most one run of the workflow with this key is active
+    parent: str | None = None  # the run that called it
+    linked: bool = False  # it has a parent, a concurrency key, a limited queue, or holds shared effects
 
     @property
     def suspect(self) -> bool:
@@ -147,6 +159,30 @@ class Run(RunSummary):
     result: str | None = None
     error: str | None = None
     seed: str = ""  # what ctx.random draws from
+
+
+class Policy(StrEnum):
+    """What becomes of a new run while another one that has not ended has its concurrency key."""
+
+    REJECT = "reject"  # it is not created; the caller learns the other's id
+    EXISTING = "existing"  # it is not created; the caller gets the other
+    QUEUE = "queue"  # it is created, and becomes ready when all that were created before it have ended
+    REPLACE = "replace"  # the others are asked to cancel, and it is queued
+
+
+@dataclass(frozen=True, slots=True)
+class Debounce:
+    """Several triggers become one run, which starts when they have ceased.
+
+    Args:
+        key: Which triggers of the workflow belong together; as a run's ``key``.
+        delay: Seconds after the latest trigger at which the run starts.
+        max_delay: Seconds after the first trigger at which it starts at the latest; None: no bound.
+    """
+
+    key: str
+    delay: float
+    max_delay: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +205,14 @@ class NewRun:
     delay: float = 0.0  # seconds after the store's now, when ready_at is None
     request: str | None = None
     shard: int = 0
+    queue: str = "default"
+    priority: int = 5
+    limit_key: str | None = None
+    concurrency_key: str | None = None
+    policy: Policy = Policy.REJECT  # what becomes of it while another run has its concurrency key
+    debounce: Debounce | None = None
+    parent: str | None = None  # the run that calls it, which lies in the same shard
+    parent_key: str | None = None  # the key of that run's CALL record
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +222,114 @@ class Created:
     run_id: str
     created: bool
     conflict: str | None = None  # why it is refused: the existing run differs
+    busy: bool = False  # it is refused: ``run_id`` is active under the same concurrency key
+    replaced: Sequence[str] = ()  # runs that were asked to cancel in its favour
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """At most ``limit`` starts in ``per`` seconds, and as many at once after a rest (a token bucket)."""
+
+    limit: int
+    per: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """The limits of a named queue, over all workers. A run that sleeps or waits uses nothing of them.
+
+    Args:
+        name: As a workflow's name.
+        concurrency: Runs of the queue that execute at the same time; None: no limit.
+        per_key: The same for the runs of one ``limit_key``.
+        rate: Starts and resumptions of the queue's runs.
+        rate_per_key: The same for the runs of one ``limit_key``.
+    """
+
+    name: str
+    concurrency: int | None = None
+    per_key: int | None = None
+    rate: Rate | None = None
+    rate_per_key: Rate | None = None
+
+
+class Signal(NamedTuple):
+    """Something sent to a run, not consumed yet.
+
+    The names of signals that people send contain no ``/``. ``child/<key>``: the child that was called under this record
+    key has ended, ``data`` is ``{"state": …, "result": …, "error": …}``. ``event/<topic>/<key>``: an event that the run
+    has awaited.
+    """
+
+    id: str  # unique in the run; made by the sender
+    name: str
+    data: str  # JSON
+    at: datetime  # when it was sent
+
+
+@dataclass(frozen=True, slots=True)
+class NewSignal:
+    """A signal to send."""
+
+    run_id: str
+    id: str
+    name: str
+    data: str
+    shard: int = 0
+
+
+class Sent(StrEnum):
+    """The answer to one ``NewSignal``."""
+
+    ACCEPTED = "accepted"  # it is stored; also when it was stored before with the same id
+    FINISHED = "finished"  # the run has ended: nothing was stored
+    NOT_FOUND = "not found"  # there is no such run
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """An event for whoever awaits it. ``key`` is empty for a topic without keys."""
+
+    id: str  # a UUIDv7, made by the publisher before the first sending
+    topic: str
+    key: str
+    data: str  # JSON
+    retention: float  # seconds for which runs that begin to wait still get it
+
+
+class Awaited(NamedTuple):
+    """A run waits for an event: the oldest since ``since`` that it has not been given yet becomes a signal."""
+
+    topic: str
+    key: str
+    since: datetime
+
+
+class Emitted(NamedTuple):
+    """An entry of the log of ``ctx.emit``."""
+
+    cursor: str  # rises in the order of the log
+    run_id: str
+    key: str  # of the record
+    at: datetime
+    data: str
+
+
+class Effect(NamedTuple):
+    """Who makes an effect that runs share."""
+
+    mine: bool  # the step that asked shall make it, now
+    run_id: str  # who makes it, or has made it
+    done: bool = False
+    data: str | None = None  # JSON: its result, when done
+
+
+class EffectEnd(NamedTuple):
+    """What becomes of a shared effect that the run makes."""
+
+    key: str
+    step: str  # the key of the step's record, whose data is the result when it is kept
+    kept: bool  # False: it failed, or was undone: whoever waits for it makes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +349,24 @@ class Change:
 
 
 @dataclass(slots=True)
+class Also:
+    """What a write does beside its records and its change; most do nothing of it."""
+
+    children: list[NewRun] = field(default_factory=list[NewRun])
+    consumed: list[str] = field(default_factory=list[str])  # ids of signals
+    awaited: list[Awaited] = field(default_factory=list[Awaited])
+    effects: list[EffectEnd] = field(default_factory=list[EffectEnd])
+    emits: bool = False  # some of the records are of the kind EMIT: they go into the log too
+
+
+@dataclass(slots=True)
 class RunWrite:
     """Everything one flush does to one run: records in order, then at most one change."""
 
     ref: RunRef
     records: list[Record] = field(default_factory=list[Record])
     change: Change | None = None
+    also: Also | None = None
 
 
 class Outcome(StrEnum):
@@ -220,10 +384,11 @@ class ClaimedRun:
     run: Run
     records: Sequence[Record] | None
     wakes: int
+    signals: Sequence[Signal] = ()  # not consumed yet, in the order of their arrival
 
     @property
     def ref(self) -> RunRef:
-        return RunRef(self.run.shard, self.run.id, self.run.claim)
+        return RunRef(self.run.shard, self.run.id, self.run.claim, self.run.linked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +398,15 @@ class Claimed:
     runs: Sequence[ClaimedRun]
     next_ready_at: datetime | None  # the earliest future due time among the routes asked for
     requests: Sequence[tuple[str, Request]] = ()  # run id → what is asked of a run that the worker holds
+    signalled: Sequence[str] = ()  # runs that the worker held before this claim, and that got signals: see ``unread``
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """What a run that is held has not consumed. ``wakes`` is the counter as it was before the signals were read."""
+
+    wakes: int
+    signals: Sequence[Signal]
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +428,8 @@ class RunFilter:
     tags: Mapping[str, str] = field(default_factory=dict[str, str])
     created_after: datetime | None = None
     created_before: datetime | None = None
+    queue: str | None = None
+    parent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

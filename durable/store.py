@@ -15,16 +15,21 @@ Rules for an implementation:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from enum import Flag, auto
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from durable.model import (
     Claimed,
     Created,
+    Effect,
+    Emitted,
     NewRun,
+    NewSignal,
     Outcome,
+    Published,
+    Queue,
     Record,
     Renewal,
     Request,
@@ -33,7 +38,9 @@ from durable.model import (
     RunRef,
     RunSummary,
     RunWrite,
+    Sent,
     State,
+    Unread,
 )
 
 
@@ -50,6 +57,7 @@ class Route(NamedTuple):
 
     workflow: str
     version: str
+    queue: str = "default"
 
 
 class Clock(Protocol):
@@ -61,6 +69,26 @@ class Clock(Protocol):
 
     def call_at(self, when: datetime, callback: Callable[[], None]) -> Callable[[], None]:
         """Call ``callback`` on the running event loop at ``when``; the result cancels it."""
+        ...
+
+
+class OnConnection(Protocol):
+    """What can be done on a connection of the user's own, inside the transaction that is open there.
+
+    A connection is whatever the store's driver, or a library above it, calls so: ``accepts`` says which. It only
+    inserts, and locks no run. The methods block on a blocking connection; on one for asyncio they return awaitables.
+    """
+
+    def accepts(self, connection: object) -> bool: ...
+
+    def is_async(self, connection: object) -> bool: ...
+
+    def trigger(self, connection: Any, run: NewRun) -> Any:
+        """Create the run; returns ``Created``, or an awaitable of it. ``replace`` and debouncing are refused."""
+        ...
+
+    def signal(self, connection: Any, signal: NewSignal) -> Any:
+        """Send the signal; returns ``Sent``, or an awaitable of it."""
         ...
 
 
@@ -179,16 +207,114 @@ class Store(Protocol):
         a ``paused`` one ends a request to pause, and keeps one to cancel. A run that leaves its worker with a request
         open, and is not paused, is ready at once.
 
+        ``also`` is applied with its write or not at all. When a linked run leaves, its place in a limited queue is
+        free; when it ends, by whomever, its parent gets the signal ``child/<parent_key>`` with the child's id as its
+        own, its concurrency key passes on, and effects that it was making are free to be made by others.
+
         Raises:
             PayloadError: The database refuses the data of one write; nothing was written.
             StoreUnavailable: Unknown outcome; send the same writes again.
         """
         ...
 
+    async def unread(self, worker: str, run_ids: Sequence[str]) -> Mapping[str, Unread]:
+        """The unread signals of runs that the worker holds. The counter is read before the signals."""
+        ...
+
+    async def take_effect(self, worker: str, ref: RunRef, key: str, step: str) -> Effect | None:
+        """Have the step ``step`` of a claimed run make the effect ``key``, which runs share, unless another has it.
+
+        It is made by one run at a time, until a write says what became of it (``Also.effects``), or the run ends, or is
+        pruned. Asked again by the same step it is ``mine`` again, also after it was done: its record was set aside
+        then. A run that makes an effect is ``linked``. Whoever waits for the end awaits the event with the topic
+        ``/effect`` and this key.
+
+        Returns:
+            None when the lease is lost.
+        """
+        ...
+
+    async def transact(
+        self,
+        worker: str,
+        work: Callable[[Any], Any],
+        on_loop: bool,
+        write: Callable[[Any], Awaitable[RunWrite]],
+    ) -> Outcome:
+        """Call ``work(connection)`` and apply ``await write(result)``, in one transaction.
+
+        Args:
+            worker: Whose lease it proves, last, directly before the commit.
+            work: With ``on_loop`` it returns an awaitable and gets a connection for asyncio, else it is called in a
+                thread and gets a blocking one. It must not commit.
+            write: Called on the event loop with what ``work`` came to.
+
+        Raises:
+            BaseException: What ``work`` or ``write`` raised; nothing was written.
+            StoreUnavailable: The connection was lost before the commit; nothing was written. A lost answer to the
+                commit itself is looked up.
+            ConfigurationError: The store has no connection to offer.
+        """
+        ...
+
     # -- anybody ----------------------------------------------------------------------------------
 
     async def create_runs(self, runs: Sequence[NewRun]) -> list[Created]:
-        """Create each run, unless its key or id exists already; one answer for each, in order."""
+        """Create each run, unless its key or id exists already; one answer for each, in order.
+
+        * A concurrency key is held, within its workflow, by the oldest run that has it and has not ended. What becomes
+          of a further one says ``NewRun.policy``. ``replace`` asks the active run, and what is queued, to cancel.
+        * Debounced: while a run with the same workflow and debounce key has not been claimed, it gets this input, tags
+          and a later start instead; ``created`` is False.
+        """
+        ...
+
+    async def create_with_signal(self, run: NewRun, signal: NewSignal) -> tuple[Created, Sent]:
+        """Create the run, unless its key exists already, and send the signal to the run that stands; together."""
+        ...
+
+    async def send_signals(self, signals: Sequence[NewSignal]) -> list[Sent]:
+        """Store each signal and raise ``wakes`` of its run; one answer for each, in order.
+
+        A run that waits, and that nobody holds, is ready with the next claim at the latest; a holder is told by its
+        next claim (``Claimed.signalled``). No run is waited for. The signals of one run are read in the order in which
+        they were stored. One that was consumed is not stored again: its id stays known until the run is pruned.
+        """
+        ...
+
+    async def publish(self, events: Sequence[Published]) -> None:
+        """Store each event until its retention has passed; each run that awaits it gets it as a signal.
+
+        Each (run, event) once. A run that begins to wait gets the oldest event since ``Awaited.since`` that it has not
+        been given; of an event and a wait that are committed at the same time neither is missed. It becomes a signal
+        with the next claim, by whatever worker.
+        """
+        ...
+
+    async def emitted(self, after: str | None, limit: int) -> list[Emitted]:
+        """The log of ``EMIT`` records after the cursor ``after`` (None: from its beginning), at most ``limit``.
+
+        No entry is ever added before a cursor that was given out: what was written by a transaction that has not ended,
+        and all that came later, is not shown yet. Entries are pruned with their run.
+        """
+        ...
+
+    async def put_queues(self, queues: Sequence[Queue]) -> None:
+        """Store the limits of these queues; those of others stay. They hold for claims from then on.
+
+        A claim never takes a run when, with it, more runs of the queue would be held by all workers together than
+        ``concurrency``, or of the queue and ``limit_key`` than ``per_key``; nor one whose rate is used up. What cannot
+        be taken does not stand in the way of others, and becomes ready when it can.
+        """
+        ...
+
+    async def queues(self) -> list[Queue]:
+        """The limits that are stored, by name."""
+        ...
+
+    @property
+    def on_connection(self) -> OnConnection | None:
+        """Triggers and signals in a transaction of the user's own; None where there is none to have."""
         ...
 
     async def request(self, run_id: str, request: Request) -> State | None:
