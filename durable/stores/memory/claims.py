@@ -1,0 +1,92 @@
+"""Claims in the memory store: which runs a worker gets, and what it is told beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from durable.model import Claimed, ClaimedRun, Request, RunRef
+from durable.states import Event, after
+from durable.store import Route
+from durable.stores.memory.rows import Ready, Row
+from durable.stores.memory.shared import Shared
+
+
+class Claims(Shared):
+    """Claim, and what a worker holds."""
+
+    async def claim(
+        self,
+        worker: str,
+        routes: Sequence[Route],
+        limit: int,
+        batch: str,
+        warm: Mapping[str, int],
+        done: Sequence[str] = (),
+    ) -> Claimed:
+        with self._lock:
+            now = self._clock.now()
+            indexes = [self._ready[route] for route in set(routes) if route in self._ready]
+            refs: list[RunRef] = []
+            if worker in self._workers:
+                refs = self._claim_batch(worker, indexes, limit, batch, now, done)
+            upcoming = [when for index in indexes if (when := index.next_after(now)) is not None]
+            runs = [self._claimed(ref, warm) for ref in refs]
+            return Claimed(runs, min(upcoming, default=None), self._asked(worker))
+
+    def _claim_batch(
+        self, worker: str, indexes: list[Ready], limit: int, batch: str, now: datetime, done: Sequence[str]
+    ) -> list[RunRef]:
+        batches = self._batches[worker]
+        for old in done:
+            batches.pop(old, None)
+        if batch in batches:  # sent again: what it was given, as far as it still has it
+            return [ref for ref in batches[batch] if self._is_held(worker, ref)]
+        taken: list[RunRef] = []
+        passed: list[Row] = []
+        suspected = any(self._rows[run_id].suspect for run_id in self._held[worker])
+        while len(taken) < limit:
+            heads = [(head, index) for index in indexes if (head := index.first_due(now)) is not None]
+            if not heads:
+                break
+            _, index = min(heads, key=lambda entry: entry[0])
+            row = self._rows[index.take_first_due()]
+            if suspected and row.suspect:
+                passed.append(row)
+                continue
+            suspected = suspected or row.suspect
+            taken.append(self._lease(row, worker, now))
+        for row in passed:
+            assert row.ready_at is not None
+            self._free(row, row.ready_at)
+        if taken:
+            batches[batch] = taken
+        return taken
+
+    def _lease(self, row: Row, worker: str, now: datetime) -> RunRef:
+        row.state = after(row.state, Event.CLAIM)
+        row.owner = worker
+        row.claim += 1
+        row.ready_at = None
+        row.started_at = row.started_at or now
+        self._held[worker].add(row.new.id)
+        return RunRef(row.new.shard, row.new.id, row.claim)
+
+    def _is_held(self, worker: str, ref: RunRef) -> bool:
+        row = self._rows.get(ref.id)
+        return row is not None and row.owner == worker and row.claim == ref.claim
+
+    def _claimed(self, ref: RunRef, warm: Mapping[str, int]) -> ClaimedRun:
+        row = self._rows[ref.id]
+        current = warm.get(ref.id) == ref.claim - 1
+        return ClaimedRun(row.run(), None if current else row.history(), row.wakes)
+
+    def _asked(self, worker: str) -> list[tuple[str, Request]]:
+        """What is asked of the runs that the worker holds."""
+        held = sorted(self._held.get(worker, ()))
+        return [(run_id, asked) for run_id in held if (asked := self._rows[run_id].requested) is not None]
+
+    async def owned(self, worker: str) -> list[RunRef]:
+        with self._lock:
+            rows = [self._rows[run_id] for run_id in self._held.get(worker, ())]
+            return [RunRef(row.new.shard, row.new.id, row.claim) for row in rows]
