@@ -29,7 +29,7 @@ from durable.model import NewRun, Request, Run, RunFilter, RunSummary, State, Ti
 from durable.names import check_key, check_name, check_note, check_tags
 from durable.results import Results
 from durable.states import TERMINAL
-from durable.store import Hint, Route, Store
+from durable.store import Hint, Store
 from durable.timeline import timeline
 from durable.workflow import Workflow
 
@@ -58,7 +58,7 @@ class Client:
 
     def __init__(self, store: Store, workflows: Iterable[Workflow[Any, Any]]) -> None:
         self._store = store
-        self._workflows: dict[Route, Workflow[Any, Any]] = {}
+        self._workflows: dict[tuple[str, str], Workflow[Any, Any]] = {}  # by name and version
         self._connected = False
         self._creator = Creator(store)
         self._results = Results(store)
@@ -76,7 +76,7 @@ class Client:
         for workflow in workflows:
             if not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise InvalidArgument(f"{workflow!r} is not a workflow: decorate it with @workflow")
-            if self._workflows.setdefault(workflow.route, workflow) is not workflow:
+            if self._workflows.setdefault((workflow.name, workflow.version), workflow) is not workflow:
                 raise InvalidArgument(f"workflow {workflow.name!r} version {workflow.version!r} is registered twice")
 
     def on(self, event: str, callback: Callback) -> None:
@@ -251,7 +251,7 @@ class Client:
         run = await self.get_run(run_id)
         if run.workflow != name:
             raise RunNotFound(f"no run of workflow {name!r} has the id {run.id}: it is a run of {run.workflow!r}")
-        found = found or self._workflows.get(Route(run.workflow, run.version))
+        found = found or self._workflows.get((run.workflow, run.version))
         return self._handle(found, run.id, False)
 
     def _find(self, workflow: Workflow[Any, Any] | str, version: str | None) -> Workflow[Any, Any] | None:
@@ -259,7 +259,7 @@ class Client:
         if isinstance(workflow, Workflow):
             if version is not None:
                 raise InvalidArgument("version goes with a workflow's name; a workflow has its own")
-            if self._workflows and self._workflows.get(workflow.route) is not workflow:
+            if self._workflows and self._workflows.get((workflow.name, workflow.version)) is not workflow:
                 raise UnknownWorkflow(f"{workflow!r} is not registered with this engine")
             return workflow
         check_name(workflow, "workflow name")

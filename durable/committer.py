@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 from durable.errors import DurableError, PayloadError, StoreUnavailable
-from durable.model import Change, Created, NewRun, Outcome, Record, RunRef, RunWrite
+from durable.model import Also, Change, Created, NewRun, Outcome, Record, RunRef, RunWrite
 from durable.store import Store
 
 Item = TypeVar("Item")
@@ -113,6 +113,8 @@ class Pending:
         """Fold this one, which was not applied, into the same run's next one."""
         assert self.write.change is None, "a change that keeps the lease is awaited, any other is the last write"
         later.write.records[:0] = self.write.records
+        if self.write.also is not None:
+            later.write.also = _together(self.write.also, later.write.also)
         later._waiters.extend(self._waiters)
 
 
@@ -139,6 +141,7 @@ class Committer:
         settled: Settled,
         record: Record | None = None,
         change: Change | None = None,
+        also: Also | None = None,
     ) -> Pending:
         """Gather a record, a change, or both. The next flush carries them, after all that came before."""
         pending = self._open.get(ref.id)
@@ -147,6 +150,8 @@ class Committer:
             self._group.add(pending)
         if record is not None:
             pending.write.records.append(record)
+        if also is not None:
+            pending.write.also = _together(pending.write.also, also)
         if change is not None:
             assert pending.write.change is None, "a run changes once in a flush"
             pending.write.change = change
@@ -201,6 +206,18 @@ class Committer:
         else:
             self._open[pending.write.ref.id] = pending
             self._group.add(pending)
+
+
+def _together(first: Also | None, second: Also | None) -> Also | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return Also(
+        first.children + second.children,
+        first.consumed + second.consumed,
+        first.awaited + second.awaited,
+        first.effects + second.effects,
+        first.emits or second.emits,
+    )
 
 
 class Creator:

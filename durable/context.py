@@ -4,164 +4,402 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
+from dataclasses import replace
+from datetime import datetime, timedelta
 from random import Random
-from typing import Any, TypeVar, TypeVarTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
 from uuid import UUID
 
-from durable.codec import MISSING, result_codec
+from durable.children import ChildHandle
+from durable.codec import MISSING, Codec, codec_for, result_codec
 from durable.durations import seconds
-from durable.errors import InvalidArgument, NondeterminismError
+from durable.errors import ChildFailed, InvalidArgument, StepFailed
+from durable.exchange import Wait
 from durable.execution import Execution
-from durable.model import Kind
-from durable.names import check_name
+from durable.model import Kind, NewRun
+from durable.names import check_key, check_name
+from durable.newruns import new_run
 from durable.replay import Operation
 from durable.retry import Retry, as_retry
+from durable.stepping import Stepping
 from durable.steps import Call
 
+if TYPE_CHECKING:
+    from durable.workflow import Workflow
+
+In = TypeVar("In")
+Out = TypeVar("Out")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-class Context:
+class ChildOptions(TypedDict, total=False):
+    """How a child is triggered; see ``Context.call``."""
+
+    version: str | None
+    queue: str | None
+    priority: int | None
+    limit_key: str | None
+    tags: Mapping[str, str] | None
+
+
+class MapOptions(TypedDict, total=False):
+    """How the items of a fan-out are made; see ``Context.map``."""
+
+    concurrency: int
+    retry: Retry | int | None
+    timeout: float | timedelta | None
+    compensate: Callable[[Any], Any] | None
+    compensate_retry: Retry | int | None
+    compensate_timeout: float | timedelta | None
+    returns: Any
+    child: ChildOptions
+
+
+class Context(Stepping):
     """One execution of one run, as its workflow function sees it. Made by the engine."""
 
-    def __init__(self, execution: Execution, services: Mapping[str, Any], step_timeout: float | None) -> None:
-        self._execution = execution
-        self._operations = execution.operations
-        self._loop = asyncio.get_running_loop()
-        self._services = services
-        self._step_timeout = step_timeout
-        self._log: logging.LoggerAdapter[logging.Logger] | None = None
+    _log: logging.LoggerAdapter[logging.Logger] | None = None
 
-    # -- recorded ---------------------------------------------------------------------------------
+    # -- waiting for the outside ------------------------------------------------------------------
 
     @overload
-    async def step(
+    def wait_for(
         self,
         name: str,
-        fn: Callable[[*Ts], Awaitable[T]],
+        type_: type[T],
         /,
-        *args: *Ts,
-        retry: Retry | int | None = None,
+        *,
         timeout: float | timedelta | None = None,
-        compensate: Callable[[T], Any] | None = None,
-        compensate_retry: Retry | int | None = None,
-        compensate_timeout: float | timedelta | None = None,
-        returns: Any = ...,
-    ) -> T: ...
+    ) -> Coroutine[Any, Any, T]: ...
+    @overload
+    def wait_for(
+        self,
+        name: str,
+        type_: Any = ...,
+        /,
+        *,
+        timeout: float | timedelta | None = None,
+    ) -> Coroutine[Any, Any, Any]: ...
+    def wait_for(
+        self,
+        name: str,
+        type_: Any = Any,
+        /,
+        *,
+        timeout: float | timedelta | None = None,
+    ) -> Coroutine[Any, Any, Any]:
+        """Wait for the next signal called ``name`` and return its payload.
+
+        Signals are kept, also those sent before the wait; each wait consumes one, in the order of their arrival. A
+        payload that does not fit ``type_`` is set aside, shown in the timeline, and the wait goes on.
+
+        Args:
+            name: The signal's name, and the operation's.
+            type_: What the payload is decoded as; any JSON value by default.
+            timeout: Seconds or timedelta, by the store's clock, from the first call.
+
+        Raises:
+            WaitTimeout: Nothing came in time. A later signal is for the next wait.
+        """
+        op = self._called(name, Kind.WAIT)
+        return self._operations.wait(op, Wait({name: codec_for(type_)}, _limit(timeout)))
+
+    def wait_for_any(
+        self, name: str, signals: Mapping[str, Any], /, *, timeout: float | timedelta | None = None
+    ) -> Coroutine[Any, Any, tuple[str, Any]]:
+        """Wait for the first signal of several names; returns which it was, and its payload.
+
+        Args:
+            name: The operation's name.
+            signals: The names → the types of their payloads.
+            timeout: As in ``wait_for``.
+
+        Raises:
+            WaitTimeout: Nothing came in time.
+            InvalidArgument: ``signals`` is empty.
+        """
+        codecs = {check_name(signal, "signal name"): codec_for(kind) for signal, kind in signals.items()}
+        if not codecs:
+            raise InvalidArgument(f"wait {name!r}: no signals to wait for")
+        return self._operations.wait(self._called(name, Kind.WAIT), Wait(codecs, _limit(timeout), named=True))
+
+    def wait_for_event(
+        self,
+        topic: str,
+        type_: Any = Any,
+        /,
+        *,
+        key: str = "",
+        timeout: float | timedelta | None = None,
+        lookback: float | timedelta = 60.0,
+    ) -> Coroutine[Any, Any, Any]:
+        """Wait for the next event that ``engine.publish`` sends to ``topic`` and ``key``; returns its payload.
+
+        Every run that waits gets it. A run gets each event once, oldest first.
+
+        Args:
+            topic: The topic, and the operation's name.
+            type_: What the payload is decoded as.
+            key: Only events published with this key.
+            timeout: As in ``wait_for``.
+            lookback: Seconds or timedelta before this call in which an event may have been published, as far as its
+                retention reaches. Default 60.
+
+        Raises:
+            WaitTimeout: Nothing came in time.
+        """
+        op, key = self._called(topic, Kind.WAIT), check_key(key, "event key") if key else ""
+        event = (topic, key, seconds(lookback, "lookback"))
+        return self._operations.wait(op, Wait({f"event/{topic}/{key}": codec_for(type_)}, _limit(timeout), event))
+
+    # -- children and many ------------------------------------------------------------------------
 
     @overload
-    async def step(
+    def call(
         self,
         name: str,
-        fn: Callable[[*Ts], T],
+        workflow: Workflow[In, Out],
+        input: In = ...,
         /,
-        *args: *Ts,
-        retry: Retry | int | None = None,
-        timeout: float | timedelta | None = None,
-        compensate: Callable[[T], Any] | None = None,
-        compensate_retry: Retry | int | None = None,
-        compensate_timeout: float | timedelta | None = None,
-        returns: Any = ...,
-    ) -> T: ...
+        **options: Unpack[ChildOptions],
+    ) -> Coroutine[Any, Any, Out]: ...
+    @overload
+    def call(
+        self,
+        name: str,
+        workflow: str,
+        input: Any = ...,
+        /,
+        **options: Unpack[ChildOptions],
+    ) -> Coroutine[Any, Any, Any]: ...
+    def call(
+        self,
+        name: str,
+        workflow: Any,
+        input: Any = MISSING,  # noqa: A002
+        /,
+        **options: Unpack[ChildOptions],
+    ) -> Coroutine[Any, Any, Any]:
+        """Run a workflow as a child and return its result; this run is parked meanwhile, and holds no slot.
 
-    def step(  # type: ignore[misc]  # a plain def that returns a coroutine: the occurrence is taken at the call
+        The child is a run of its own: it has its own history and retries, may run in another worker, and is pinned to
+        its version. It is cancelled when this run fails, times out or is cancelled.
+
+        Args:
+            name: The operation's name.
+            workflow: The workflow, or its name for one that other workers have.
+            input: As in ``trigger``.
+            options: ``version`` (with a name only), ``queue``, ``priority``, ``limit_key`` and ``tags``: see
+                ``trigger``.
+
+        Raises:
+            ChildFailed: The child ended without a result.
+            InvalidArgument, PayloadError: As ``trigger``; no child is made.
+        """
+        op, codec = self._called(name, Kind.CALL), _result_codec(workflow)
+        return self._call(op, self._child(op.key, workflow, input, options), codec)
+
+    async def _call(self, op: Operation, child: NewRun, codec: Codec) -> Any:
+        await self._operations.start(op, child)
+        return await self._operations.outcome(self._operations.outcome_of(op.key), codec)
+
+    @overload
+    def start(
+        self,
+        name: str,
+        workflow: Workflow[In, Out],
+        input: In = ...,
+        /,
+        **options: Unpack[ChildOptions],
+    ) -> Coroutine[Any, Any, ChildHandle[Out]]: ...
+    @overload
+    def start(
+        self,
+        name: str,
+        workflow: str,
+        input: Any = ...,
+        /,
+        **options: Unpack[ChildOptions],
+    ) -> Coroutine[Any, Any, ChildHandle[Any]]: ...
+    def start(
+        self,
+        name: str,
+        workflow: Any,
+        input: Any = MISSING,  # noqa: A002
+        /,
+        **options: Unpack[ChildOptions],
+    ) -> Coroutine[Any, Any, ChildHandle[Any]]:
+        """Start a workflow as a child and go on; the handle's ``result()`` waits for it. Otherwise as ``call``."""
+        op, codec = self._called(name, Kind.CALL), _result_codec(workflow)
+        return self._start(op, self._child(op.key, workflow, input, options), codec)
+
+    async def _start(self, op: Operation, child: NewRun, codec: Codec) -> ChildHandle[Any]:
+        operations = self._operations
+        run_id = await operations.start(op, child)
+        return ChildHandle(run_id, lambda: operations.outcome(operations.outcome_of(op.key), codec))
+
+    def _child(self, key: str, workflow: Any, value: Any, options: ChildOptions) -> NewRun:
+        run = self._execution.run
+        child = new_run(self._execution.clock.now(), workflow, value, **options)
+        return replace(child, shard=run.shard, parent=run.id, parent_key=key)
+
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Workflow[In, Out],
+        items: Iterable[In],
+        /,
+        *,
+        on_error: Literal["raise"] = "raise",
+        **options: Unpack[MapOptions],
+    ) -> Coroutine[Any, Any, list[Out]]: ...
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Workflow[In, Out],
+        items: Iterable[In],
+        /,
+        *,
+        on_error: Literal["collect"],
+        **options: Unpack[MapOptions],
+    ) -> Coroutine[Any, Any, list[Out | ChildFailed]]: ...
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Callable[[In], Awaitable[T]],
+        items: Iterable[In],
+        /,
+        *,
+        on_error: Literal["raise"] = "raise",
+        **options: Unpack[MapOptions],
+    ) -> Coroutine[Any, Any, list[T]]: ...
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Callable[[In], Awaitable[T]],
+        items: Iterable[In],
+        /,
+        *,
+        on_error: Literal["collect"],
+        **options: Unpack[MapOptions],
+    ) -> Coroutine[Any, Any, list[T | StepFailed]]: ...
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Callable[[In], T],
+        items: Iterable[In],
+        /,
+        *,
+        on_error: Literal["raise"] = "raise",
+        **options: Unpack[MapOptions],
+    ) -> Coroutine[Any, Any, list[T]]: ...
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Callable[[In], T],
+        items: Iterable[In],
+        /,
+        *,
+        on_error: Literal["collect"],
+        **options: Unpack[MapOptions],
+    ) -> Coroutine[Any, Any, list[T | StepFailed]]: ...
+    def map(
         self,
         name: str,
         fn: Any,
+        items: Iterable[Any],
         /,
-        *args: Any,
-        retry: Retry | int | None = None,
-        timeout: float | timedelta | None = None,
-        compensate: Callable[[Any], Any] | None = None,
-        compensate_retry: Retry | int | None = None,
-        compensate_timeout: float | timedelta | None = None,
-        returns: Any = MISSING,
-    ) -> Any:
-        """Call ``fn(*args)`` once and record its result; on replay the recorded result is returned.
+        *,
+        on_error: Literal["raise", "collect"] = "raise",
+        **options: Unpack[MapOptions],
+    ) -> Coroutine[Any, Any, list[Any]]:
+        """``fn`` for each item, as steps or, for a workflow, as child runs; the results are in the order of the items.
 
-        The result is recorded exactly once. The effect of ``fn`` happens at least once: give the outside
-        service ``current_step().idempotency_key``. Keyword arguments go through ``functools.partial``.
+        Each item has its own record, ``<name>[<n>]``. Only a bounded number is under way at the same time, so there may
+        be many thousands. After a crash the items without a record go on.
 
         Args:
-            name: 1 to 200 printable characters. A repeated name gets its own record: ``name#2``, …
-            fn: A coroutine function, called on the event loop, or any other callable, called in a thread.
-            retry: The policy, or a number of attempts; without one a step has one attempt.
-            timeout: Seconds or timedelta for each attempt. Default: the engine's ``step_timeout``. A coroutine is
-                cancelled; a thread cannot be stopped, its result is dropped.
-            compensate: Called with the step's result when the run fails, times out or is cancelled after this step.
-            compensate_retry: The policy of the compensation; without one it has one attempt.
-            compensate_timeout: Seconds or timedelta for each of its attempts. Default: the engine's ``step_timeout``.
-            returns: The result's type, when ``fn`` has no return annotation.
+            name: The operation's name.
+            fn: A function of one item, called as a step's; or a workflow.
+            items: The same, in the same order, on every replay.
+            on_error: ``raise``: the first failure cancels what is under way, and is raised. ``collect``: each failure
+                takes the place of its result.
+            options: ``concurrency``, items under way at the same time, default 100; for a function ``retry``,
+                ``timeout``, ``compensate``, ``compensate_retry``, ``compensate_timeout`` and ``returns`` as in
+                ``step``; for a workflow ``child``, a dict of the options of ``call``.
 
         Raises:
-            StepFailed: The last attempt failed.
-            AmbiguousName: Another live task of this run uses the name.
+            StepFailed, ChildFailed: An item has failed, with ``on_error="raise"``.
             InvalidArgument: An argument is out of its range.
         """
+        values, concurrency = list(items), options.get("concurrency", 100)
+        if type(concurrency) is not int or concurrency < 1:
+            raise InvalidArgument(
+                f"map {name!r}: concurrency must be a whole number of at least 1, not {concurrency!r}"
+            )
+        if on_error not in ("raise", "collect"):
+            raise InvalidArgument(f"map {name!r}: on_error must be 'raise' or 'collect', not {on_error!r}")
+        count, collect = len(values), on_error == "collect"
+        if hasattr(fn, "result_codec"):
+            child = options.get("child", ChildOptions())
+            return self._operations.map_children(
+                self._called(name, Kind.MAP),
+                lambda index, key: self._child(key, fn, values[index], child),
+                _result_codec(fn),
+                *(count, concurrency, collect),
+            )
+        made = self._made(name, fn, options)
+        return self._operations.map_steps(
+            self._called(name, Kind.MAP), lambda index: made((values[index],)), count, concurrency, collect
+        )
+
+    def _made(self, name: str, fn: Any, options: MapOptions) -> Callable[[tuple[Any, ...]], Call]:
+        """What makes a step's call of its arguments."""
         if not callable(fn):
-            raise InvalidArgument(f"step {name!r}: fn must be a function, not {type(fn).__name__}")
-        call = Call(fn, args, result_codec(fn, returns), as_retry(retry), self._limit(timeout))
-        if compensate is not None:
-            call.undone_by(compensate, as_retry(compensate_retry), self._limit(compensate_timeout))
-        elif compensate_retry is not None or compensate_timeout is not None:
-            raise InvalidArgument(f"step {name!r}: compensate_retry and compensate_timeout go with compensate")
-        return self._operations.step(self._called(name, Kind.STEP), call)
+            raise InvalidArgument(f"step {name!r}: fn must be a function, not {fn.__class__.__name__}")
+        codec, retry = result_codec(fn, options.get("returns", MISSING)), as_retry(options.get("retry"))
+        timeout, compensate = self._limit(options.get("timeout")), options.get("compensate")
+        undo_retry = as_retry(options.get("compensate_retry"))
+        undo_timeout = self._limit(options.get("compensate_timeout"))
 
-    def on_rollback(
-        self,
-        name: str,
-        fn: Callable[..., Any],
-        /,
-        *args: Any,
-        retry: Retry | int | None = None,
-        timeout: float | timedelta | None = None,
-    ) -> None:
-        """Have ``fn(*args)`` called when the run is undone: for an effect that has no step of its own.
+        def made(args: tuple[Any, ...]) -> Call:
+            call = Call(fn, args, codec, retry, timeout)
+            if compensate is not None:
+                call.undone_by(compensate, undo_retry, undo_timeout)
+            return call
 
-        Its place among the compensations is that of this call. It is recorded as ``<key>/undo`` when it is made;
-        registering it records nothing. Call it before the effect.
+        return made
 
-        Args:
-            name: As a step's; it must differ from the names of other operations of the run.
-            fn: A coroutine function, or any other callable, called in a thread.
-            retry: Its policy, or a number of attempts; without one it has one attempt.
-            timeout: Seconds or timedelta for each attempt. Default: the engine's ``step_timeout``.
-        """
-        call = Call(fn, args, result_codec(fn), as_retry(retry), self._limit(timeout))
-        self._operations.on_rollback(self._called(name, Kind.UNDO), call)
+    def branch(self, name: str) -> Context:
+        """A ``ctx`` whose names are its own: keys begin with ``<name>/``.
 
-    def _limit(self, timeout: float | timedelta | None) -> float | None:
-        return self._step_timeout if timeout is None else seconds(timeout, "timeout")
-
-    def sleep(self, name: str, duration: float | timedelta) -> Coroutine[Any, Any, None]:
-        """Wait for ``duration`` (seconds or timedelta) by the store's clock, counted from the first call.
-
-        While it sleeps, the run holds no slot and, after the linger, no memory.
-        """
-        length = timedelta(seconds=seconds(duration, "duration"))
-        return self._operations.sleep(self._called(name, Kind.SLEEP), lambda now: now + length)
-
-    def sleep_until(self, name: str, when: datetime) -> Coroutine[Any, Any, None]:
-        """Wait until ``when``, an aware datetime, by the store's clock.
+        For sequences of operations that run beside each other, under ``gather`` or in a TaskGroup, and use the same
+        names: give each its branch.
 
         Raises:
-            InvalidArgument: ``when`` is naive.
+            AmbiguousName: Another live task of this run uses the name.
         """
-        if when.tzinfo is None:
-            raise InvalidArgument(f"sleep_until {name!r}: the time has no time zone")
-        return self._operations.sleep(self._called(name, Kind.SLEEP), lambda _: when.astimezone(UTC))
+        key = self._execution.core.take(
+            self._prefix + check_name(name, "branch name"), asyncio.current_task(self._loop)
+        )
+        return Context(self._execution, self._services, self._step_timeout, f"{key}/")
 
-    def _called(self, name: str, kind: Kind) -> Operation:
-        execution = self._execution
-        if execution.stopped:
-            raise asyncio.CancelledError("the run does not go on here")
-        try:
-            return execution.core.call(check_name(name, "operation name"), kind, asyncio.current_task(self._loop))
-        except NondeterminismError as error:
-            execution.refuse(error)
+    def emit(self, name: str, data: Any = None) -> Coroutine[Any, Any, None]:
+        """Record ``data``, a JSON value, for those who read ``engine.events``; once, whatever the number of replays.
+
+        Raises:
+            PayloadError: It has no exact JSON form.
+        """
+        text, _ = codec_for(Any).round_trip(data, f"what {name!r} emits")
+        return self._operations.emit(self._called(name, Kind.EMIT), text)
 
     # -- not recorded -----------------------------------------------------------------------------
 
@@ -217,7 +455,15 @@ class Context:
 
     def idempotency_key(self, name: str) -> str:
         """The idempotency key that the next step called ``name`` will have: ``<run_id>/<record key>``."""
-        return f"{self.run_id}/{self._execution.core.next_key(check_name(name, 'operation name'))}"
+        return f"{self.run_id}/{self._execution.core.next_key(self._prefix + check_name(name, 'operation name'))}"
+
+
+def _limit(timeout: float | timedelta | None) -> float | None:
+    return None if timeout is None else seconds(timeout, "timeout")
+
+
+def _result_codec(workflow: Workflow[Any, Any] | str) -> Codec:
+    return codec_for(Any) if isinstance(workflow, str) else workflow.result_codec
 
 
 class _ReplayAwareLogger(logging.LoggerAdapter[logging.Logger]):

@@ -9,6 +9,7 @@
     ├── UnknownWorkflow           register the workflow, or correct its name
     ├── RunNotFound               no run has this id or key
     ├── KeyConflict               the key (or run id) belongs to a run with another input
+    ├── ConcurrencyConflict       another run is active under the concurrency key
     ├── RunFinished               the run has ended, or is not in a state that allows the operation
     ├── PayloadError              a value does not fit: change the value or its declared type
     │   ├── NotSerializable
@@ -16,6 +17,8 @@
     │   └── PayloadTooLarge
     ├── WorkflowError             raised inside a workflow function
     │   ├── StepFailed            the step's last attempt failed
+    │   ├── WaitTimeout           no signal or event came in time (also a TimeoutError)
+    │   ├── ChildFailed           a child run failed, was compensated, cancelled or given up
     │   ├── AmbiguousName         two live tasks use one name: put the item into the name
     │   ├── RunTimeout            the error of a run that did not end within its workflow's timeout
     │   └── NondeterminismError   the code no longer fits the history; it pauses the run
@@ -91,6 +94,18 @@ class KeyConflict(DurableError):
         self.run_id = run_id
 
 
+class ConcurrencyConflict(DurableError):
+    """Another run of the workflow is active under the same concurrency key, and the policy is to reject.
+
+    Attributes:
+        run_id: The run that is active.
+    """
+
+    def __init__(self, message: str, *, run_id: str) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+
+
 class RunFinished(DurableError):
     """The operation needs a run in another state."""
 
@@ -138,6 +153,40 @@ class StepFailed(WorkflowError):
         self.error_type = failure.error_type
         self.message = failure.message
         self.traceback = failure.traceback
+
+    def is_a(self, error: type[BaseException]) -> bool:
+        """Whether the recorded exception was an instance of ``error``, by its recorded class names."""
+        return f"{error.__module__}.{error.__qualname__}" in self.failure.classes
+
+
+class WaitTimeout(WorkflowError, TimeoutError):
+    """Nothing came before the wait's deadline. What comes later is for the next wait.
+
+    Attributes:
+        wait: The wait's record key.
+    """
+
+    def __init__(self, wait: str) -> None:
+        super().__init__(f"nothing came for {wait!r} before its deadline")
+        self.wait = wait
+
+
+class ChildFailed(WorkflowError):
+    """A child run ended without a result. Equal on the first pass and on replay; ``__cause__`` is None.
+
+    Attributes:
+        call: The record key of the call, such as ``kyc``.
+        run_id: The child.
+        state: How it ended: ``failed``, ``compensated``, ``cancelled`` or ``dead_letter``.
+        failure: Its recorded error: type, message, traceback.
+    """
+
+    def __init__(self, call: str, run_id: str, state: str, failure: Failure) -> None:
+        super().__init__(f"child {call!r} (run {run_id}) ended {state}: {failure.summary}")
+        self.call = call
+        self.run_id = run_id
+        self.state = state
+        self.failure = failure
 
     def is_a(self, error: type[BaseException]) -> bool:
         """Whether the recorded exception was an instance of ``error``, by its recorded class names."""

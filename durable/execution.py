@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import datetime, timedelta
 from random import Random, random
 from typing import Any, NoReturn
@@ -24,13 +24,28 @@ from durable import failures, states
 from durable.attempts import Attempts
 from durable.compensation import Compensations
 from durable.errors import DurableError, PayloadError, RunCancelled, RunTimeout
+from durable.fanout import FanOut
 from durable.host import Host
-from durable.model import Change, ClaimedRun, Failure, Kind, Outcome, Record, Request, RunWrite, State, Verb
-from durable.operations import Operations
+from durable.inbox import Inbox
+from durable.model import (
+    Also,
+    Change,
+    ClaimedRun,
+    Failure,
+    Kind,
+    Outcome,
+    Record,
+    Request,
+    RunWrite,
+    State,
+    Unread,
+    Verb,
+)
 from durable.pulse import Pulse
 from durable.replay import Operation, Replay
 from durable.retry import Retry
 from durable.steps import UNWIND, log_abandoned
+from durable.store import Clock
 
 _log = logging.getLogger("durable.execution")
 
@@ -63,7 +78,7 @@ class Execution:
         self._wakes = claimed.wakes
         self._host = host
         self._loop = asyncio.get_running_loop()
-        self._pulse = Pulse(self.core, host.clock, self._loop, self._rested)
+        self._pulse = Pulse(self.core, host.clock, self._loop, self._rested, Inbox(claimed.signals))
         self._attempts = Attempts(
             self.run, self.core, host, self.until, self.write, self._pulse.timers, self._pulse.touch
         )
@@ -79,7 +94,10 @@ class Execution:
         self._several_tasks = False
         self._lost = False
         self._compensations = Compensations()
-        self.operations = Operations(self, self.core, host, self._pulse, self._attempts, self._compensations)
+        self.children: dict[str, str] = {}
+        """Key of the call → run id of the children that were made here, and whose end was not delivered."""
+        self._heard: set[str] = set()  # keys of the calls whose child's end was delivered here
+        self.operations = FanOut(self, self.core, host, self._pulse, self._attempts, self._compensations)
         self._random: Random | None = None
 
     # -- life -------------------------------------------------------------------------------------
@@ -114,10 +132,21 @@ class Execution:
         """This worker has claimed the run again while its coroutine was still here."""
         self.run, self.ref, self._wakes = claimed.run, claimed.ref, claimed.wakes
         self._attempts.resume()
+        self._pulse.inbox.add(claimed.signals)  # before the timers: what has come beats a deadline that has passed
         self._pulse.thaw()
         self._arm_deadline()
         if claimed.run.requested is not None:
             self.ask(claimed.run.requested)
+
+    def signalled(self, unread: Unread) -> None:
+        """Signals have come while this worker held the run."""
+        self._wakes = unread.wakes
+        self._pulse.inbox.add(unread.signals)
+
+    @property
+    def waiting(self) -> bool:
+        """Something from outside is waited for."""
+        return self._pulse.inbox.awaited
 
     def drain(self) -> None:
         """Start no further step; give the run back when nothing executes any more."""
@@ -142,6 +171,11 @@ class Execution:
             self._spawn(self.evict())
 
     @property
+    def clock(self) -> Clock:
+        """The store's clock."""
+        return self._host.clock
+
+    @property
     def parked(self) -> bool:
         """The lease was given back, until a time or a wake-up; the coroutine may still be here."""
         return self._pulse.frozen
@@ -155,7 +189,8 @@ class Execution:
     def resting(self) -> bool:
         """Only time, or something from outside, can move this run."""
         # One that is parked and still here waits for the commit of its park.
-        return not self._attempts.busy and not self._pulse.ticking and bool(self._pulse.timers) and not self.parked
+        waits = bool(self._pulse.timers) or self._pulse.inbox.awaited
+        return waits and not self._attempts.busy and not self._pulse.ticking and not self.parked
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -257,15 +292,28 @@ class Execution:
         if task is not self._main:
             self._several_tasks = True
 
+    def child_ended(self, key: str) -> None:
+        """The end of the child that was called as ``key`` is delivered."""
+        self._heard.add(key)
+        self.children.pop(key, None)
+
     # -- rest -------------------------------------------------------------------------------------
 
     async def until(self, op: Operation, due_at: datetime) -> None:
-        direct = self.core.direct(op)
-        if direct and due_at <= self._host.clock.now():
+        if self.core.direct(op) and due_at <= self._host.clock.now():
             return
+        await self._pulse.until(op, due_at, self._rest_of(op))
+
+    async def outside(self, op: Operation) -> None:
+        """Return when something has been brought to ``op``, or its deadline has passed; in its turn."""
+        assert op.kind is not Kind.WAIT or op.scheduled is not None
+        due_at = None if op.scheduled is None else op.scheduled.due_at
+        await self._pulse.until(op, due_at, self._rest_of(op))
+
+    def _rest_of(self, op: Operation) -> Callable[[], None]:
         # One task, and it stands right here: nothing else can move, so there is nothing to wait for.
-        at_once = direct and not self._several_tasks and not self._attempts.closed
-        await self._pulse.until(op, due_at, self._rested if at_once else self._pulse.touch)
+        at_once = self.core.direct(op) and not self._several_tasks and not self._attempts.closed
+        return self._rested if at_once else self._pulse.touch
 
     def _rested(self) -> None:
         """Nothing moves by itself: give back, park, or wait for a timer in place."""
@@ -289,8 +337,10 @@ class Execution:
     def _parkable(self) -> bool:
         """Nothing executes, and something other than a short backoff is waited for."""
         timers = self._pulse.timers.values()
-        if self._attempts.busy or not timers or (self.stopped and self.state is not State.COMPENSATING):
+        if self._attempts.busy or (self.stopped and self.state is not State.COMPENSATING):
             return False
+        if self._pulse.inbox.awaited:
+            return True
         soon = self._host.clock.now() + timedelta(seconds=self._host.linger)
         return any(op.kind is Kind.SLEEP or due > soon for due, op in timers)
 
@@ -301,10 +351,12 @@ class Execution:
     def _park(self) -> None:
         self._pulse.freeze()
         self._attempts.parked = True
-        ready_at = min(due for due, _ in self._pulse.timers.values())
+        times = [due for due, _ in self._pulse.timers.values()]
         if self._deadline is not None and self.verdict is None:
-            ready_at = min(ready_at, self._deadline)
-        self.write(change=states.park(self.state, ready_at=ready_at, wakes=self._wakes))
+            times.append(self._deadline)
+        waiting = self._pulse.inbox.awaited
+        change = states.park(self.state, ready_at=min(times, default=None), wakes=self._wakes, waiting=waiting)
+        self.write(change=change)
 
     # -- the end ----------------------------------------------------------------------------------
 
@@ -376,14 +428,21 @@ class Execution:
 
     def _undo_all(self, failure: Failure) -> None:
         compensable = [r for r in self.core.recorded(Kind.STEP) if r.compensable and not r.failed]
-        if self._compensations or compensable or self.state is State.COMPENSATING:
+        undo = bool(self._compensations or compensable) or self.state is State.COMPENSATING
+        children = self.core.children(self._heard) | self.children
+        if undo or children:
             self.verdict = failure
             self._several_tasks = False
-            self._main = self._spawn(self._compensating(failure, compensable))
+            self._main = self._spawn(self._compensating(failure, compensable if undo else None, children.values()))
         else:
             self._finish(failure)
 
-    async def _compensating(self, failure: Failure, compensable: list[Record]) -> None:
+    async def _compensating(self, failure: Failure, compensable: list[Record] | None, children: Iterable[str]) -> None:
+        for run_id in children:  # asked again after a crash: asking twice is asking once
+            await self._host.cancel(run_id, f"its parent {self.run.id} has failed: {failure.summary}")
+        if compensable is None:
+            self._finish(failure)
+            return
         if self.state is State.RUNNING:
             change = states.compensate(self.state, failures.to_json(failure))
             self.write(change=change)
@@ -425,9 +484,9 @@ class Execution:
 
     # -- writing ----------------------------------------------------------------------------------
 
-    def write(self, record: Record | None = None, change: Change | None = None) -> None:
-        """Gather a record, a change, or both for the next flush."""
-        self._attempts.last = self._host.committer.write(self.ref, self._settled, record, change)
+    def write(self, record: Record | None = None, change: Change | None = None, also: Also | None = None) -> None:
+        """Gather a record, a change, or both for the next flush, with what else belongs to them."""
+        self._attempts.last = self._host.committer.write(self.ref, self._settled, record, change, also)
 
     def _settled(self, write: RunWrite, outcome: Outcome | DurableError) -> None:
         """A flush with a write of this run has returned."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from durable.committer import Committer
 from durable.hooks import Hooks
-from durable.model import Change, Failure
+from durable.model import Change, Effect, Failure, Outcome, RunRef, RunWrite
 from durable.steps import StillRunning
 from durable.store import Clock
 
@@ -35,6 +35,20 @@ class Host(Protocol):
 
     def capture(self, error: BaseException, /) -> Failure:
         """What is recorded of ``error``, redacted."""
+        ...
+
+    def cancel(self, run_id: str, reason: str) -> Awaitable[None]:
+        """Ask for the cancellation of a child; one that has ended, or is gone, is left alone."""
+        ...
+
+    def take_effect(self, ref: RunRef, key: str, step: str) -> Awaitable[Effect]:
+        """Who makes an effect that runs share; asked until the store answers."""
+        ...
+
+    def transact(
+        self, work: Callable[[Any], Any], on_loop: bool, write: Callable[[Any], Awaitable[RunWrite]]
+    ) -> Awaitable[Outcome]:
+        """``Store.transact`` under this worker's lease."""
         ...
 
     def left(self, execution: Execution, change: Change) -> None:

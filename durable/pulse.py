@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
+from durable.inbox import Inbox
 from durable.model import Kind
 from durable.replay import SETTLE, Operation, Replay
 from durable.store import Clock
@@ -23,9 +24,12 @@ class Pulse:
         clock: The store's clock.
         loop: The event loop.
         rested: Called when nothing moves by itself any more.
+        inbox: What came from outside, and who waits for it.
     """
 
-    def __init__(self, core: Replay, clock: Clock, loop: asyncio.AbstractEventLoop, rested: Callable[[], None]) -> None:
+    def __init__(
+        self, core: Replay, clock: Clock, loop: asyncio.AbstractEventLoop, rested: Callable[[], None], inbox: Inbox
+    ) -> None:
         self._core = core
         self._clock = clock
         self._loop = loop
@@ -38,6 +42,7 @@ class Pulse:
         self.activity = 0
         """Changes with everything that happens: equal values mean that nothing did."""
         self.timers: dict[str, tuple[datetime, Operation]] = {}
+        self.inbox = inbox
 
     def touch(self) -> None:
         """Something happened: count idle passes from here."""
@@ -53,10 +58,11 @@ class Pulse:
         self.touch()
         await op.future
 
-    async def until(self, op: Operation, due_at: datetime, registered: Callable[[], None]) -> None:
-        """Return at ``due_at``; a sleep in its turn. ``registered`` is called once the timer is known."""
+    async def until(self, op: Operation, due_at: datetime | None, registered: Callable[[], None]) -> None:
+        """Return at ``due_at``; a sleep or a wait in its turn. ``registered`` is called once the timer is known."""
         op.future = self._loop.create_future()
-        self.timers[op.key] = (due_at, op)
+        if due_at is not None:
+            self.timers[op.key] = (due_at, op)
         registered()
         try:
             await op.future
@@ -100,7 +106,8 @@ class Pulse:
             if due_at > now:
                 break
             del self.timers[op.key]
-            if op.kind is Kind.SLEEP:
+            if op.kind in (Kind.SLEEP, Kind.WAIT):
+                self.inbox.forget(op.key)
                 self._core.offer(op)
             else:
                 _go(op)

@@ -21,13 +21,13 @@ recorded result left, and what the last delivery woke has come to rest: it may b
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from datetime import datetime
 from heapq import heappop, heappush
 from typing import Any, Protocol
 
 from durable.errors import AmbiguousName, NondeterminismError
-from durable.model import Kind, Record
+from durable.model import Kind, Record, Signal
 
 SETTLE = 10
 """Passes of the event loop after which woken code counts as having come to rest. A result passes one level of
@@ -54,6 +54,10 @@ class Turn(Protocol):
     def __await__(self) -> Generator[Any, None, None]: ...
 
 
+_SCHEDULED = frozenset({Kind.SLEEP, Kind.WAIT})
+"""Operations that are recorded twice: when they are called, and as ``<key>/woke`` when they end."""
+
+
 class _Nobody:
     def done(self) -> bool:
         return True
@@ -65,7 +69,7 @@ _NOBODY, _SEVERAL = _Nobody(), _Nobody()
 class Operation:
     """One ``ctx`` operation of one run: its key, and the record of its result when there is one."""
 
-    __slots__ = ("future", "held", "key", "kind", "recorded", "scheduled", "scope", "stood_alone")
+    __slots__ = ("brought", "future", "held", "key", "kind", "recorded", "scheduled", "scope", "stood_alone")
 
     def __init__(self, key: str, kind: Kind, recorded: Record | None, scheduled: Record | None) -> None:
         self.key = key
@@ -76,6 +80,7 @@ class Operation:
         self.held = False  # it has to wait for its turn
         self.future: Turn | None = None  # what its coroutine waits on until it is its turn
         self.stood_alone = False  # when it was begun
+        self.brought: Signal | None = None  # a wait: what ends it, once that is known
 
 
 class Replay:
@@ -90,7 +95,9 @@ class Replay:
         # Keys that begin with "/" belong to no operation: requests, run attempts, takeovers, what was set aside.
         self._records = {record.key: record for record in records if record.key[0] != "/"}
         self._others = [record for record in records if record.key[0] == "/"]
-        self._left = sum(record.kind in _RESULTS for record in self._records.values())  # results not delivered
+        self._left = sum(  # results not delivered
+            record.kind in _RESULTS and not _is_item(record.key) for record in self._records.values()
+        )
         self._reached = _unfinished(self._records)  # begun before without a result, and not begun again
         self._names: dict[str, tuple[int, Scope | None]] = {}
         self.open: dict[str, Operation] = {}
@@ -99,6 +106,7 @@ class Replay:
         self._offered: deque[Operation] = deque()  # of those, the ones whose live result waits for its turn
         self._held: list[Operation] = []  # of those, the ones that wait for permission to start
         self._woken: Scope | None = _NOBODY  # the only task that the last delivery woke, as far as is known
+        self._drafted = False  # a result is being committed: no other is delivered before it
         self._live = not self._left  # no more settling before a start
         self.seq = records[-1].seq if records else 0
         self.begun = 0
@@ -113,15 +121,23 @@ class Replay:
             AmbiguousName: Another task of this run, still alive, uses the name.
             NondeterminismError: It is recorded as another kind.
         """
+        return self.operation(self.take(name, scope), kind)
+
+    def take(self, name: str, scope: Scope | None) -> str:
+        """The key of the next occurrence of ``name``, which is taken.
+
+        Raises:
+            AmbiguousName: Another task of this run, still alive, uses the name.
+        """
         count, user = self._names.get(name, (0, None))
         if count and user is not scope and user is not None and not user.done():
             raise AmbiguousName(
                 f"two live tasks of this run use the name {name!r}: a replay could swap their results. "
-                "Put the item into the name"
+                "Put the item into the name, or use ctx.map or ctx.branch"
             )
         key = self.next_key(name)
         self._names[name] = (count + 1, scope)
-        return self.operation(key, kind)
+        return key
 
     def next_key(self, name: str) -> str:
         """The key that the next operation called ``name`` will have."""
@@ -137,7 +153,7 @@ class Replay:
             raise NondeterminismError(
                 f"operation {key!r} is recorded as a {own.kind} (seq {own.seq}), and the code asks for a {kind}"
             )
-        if kind is Kind.SLEEP:
+        if kind in _SCHEDULED:
             return Operation(key, kind, self._records.get(f"{key}/woke"), own)
         return Operation(key, kind, own, None)
 
@@ -152,9 +168,26 @@ class Replay:
 
     def recorded(self, kind: Kind) -> list[Record]:
         """The records of one kind that the execution started with, in sequence order; none that was set aside."""
-        if kind in (Kind.STEP, Kind.UNDO):
-            return [record for record in self._records.values() if record.kind is kind]
-        return [record for record in self._others if record.kind is kind]
+        everything = (*self._records.values(), *self._others)
+        return [record for record in everything if record.kind is kind]
+
+    def children(self, heard: Collection[str]) -> dict[str, str]:
+        """The recorded calls → run ids of the children whose end is neither recorded nor among ``heard``."""
+        return {
+            key: record.data or ""
+            for key, record in self._records.items()
+            if record.kind is Kind.CALL and f"{key}/woke" not in self._records and key not in heard
+        }
+
+    def data_of(self, key: str) -> str | None:
+        """The data of the record with this key that the execution started with, if there is one."""
+        record = self._records.get(key)
+        return None if record is None else record.data
+
+    def items(self, key: str) -> list[Record]:
+        """The records of the items of a fan-out that the execution started with, in sequence order."""
+        start = f"{key}["
+        return [record for record in self._records.values() if record.key.startswith(start)]
 
     # -- beginning --------------------------------------------------------------------------------
 
@@ -225,6 +258,8 @@ class Replay:
 
     def next_delivery(self, idle: int) -> Operation | None:
         """The operation whose result is delivered now, if it is time for one."""
+        if self._drafted:
+            return None
         if self._due:
             op = self.open[self._due[0][1]]
             assert op.recorded is not None
@@ -273,11 +308,43 @@ class Replay:
         self._close(op)
         self.seq += 1
         self.now = at = at if at > self.now else self.now
-        key, kind = (op.key, op.kind) if op.kind is not Kind.SLEEP else (f"{op.key}/woke", Kind.WOKE)
+        key, kind = (op.key, op.kind) if op.kind not in _SCHEDULED else (f"{op.key}/woke", Kind.WOKE)
         return Record(self.seq, key, kind, at, data, failed, attempt, duration, self.begun, compensable)
 
-    def note(self, op: Operation, at: datetime, due_at: datetime) -> Record:
-        """The record that a sleep was called; it delivers nothing."""
+    def draft(
+        self, op: Operation, at: datetime, data: str | None, attempt: int, duration: float, compensable: bool
+    ) -> Record:
+        """The record of a result that is committed by itself: ``settle`` says what came of it."""
+        self._drafted = True
+        self.seq += 1
+        at = at if at > self.now else self.now
+        return Record(self.seq, op.key, op.kind, at, data, False, attempt, duration, self.begun, compensable)
+
+    def settle(self, op: Operation, record: Record | None) -> None:
+        """What was drafted for ``op`` is committed, and delivered now; None: it is not."""
+        self._drafted = False
+        if record is not None and op.key in self.open:
+            self._close(op)
+            self.now = record.at
+
+    def item(
+        self,
+        key: str,
+        kind: Kind,
+        at: datetime,
+        data: str | None,
+        *,
+        failed: bool = False,
+        attempt: int = 1,
+        duration: float = 0.0,
+        compensable: bool = False,
+    ) -> Record:
+        """The record of an item of a fan-out. The whole is delivered at once: an item's own order does not matter."""
+        self.seq += 1
+        return Record(self.seq, key, kind, at, data, failed, attempt, duration, self.begun, compensable)
+
+    def note(self, op: Operation, at: datetime, due_at: datetime | None) -> Record:
+        """The record that a sleep or a wait was called; it delivers nothing."""
         self.seq += 1
         op.scheduled = Record(self.seq, op.key, op.kind, at, due_at=due_at)
         return op.scheduled
@@ -287,7 +354,7 @@ class Replay:
     ) -> Record:
         """A record that belongs to no operation; ``{seq}`` in its key is its sequence number."""
         self.seq += 1
-        failed = kind is Kind.RUN_ATTEMPT
+        failed = kind in (Kind.RUN_ATTEMPT, Kind.REFUSED)
         return Record(self.seq, key.format(seq=self.seq), kind, at, data, failed, attempt, due_at=due_at)
 
     def failed_attempt(
@@ -299,11 +366,18 @@ class Replay:
         return Record(self.seq, key, Kind.ATTEMPT, at, data, True, attempt, duration, due_at=due_at)
 
 
-_RESULTS = frozenset({Kind.STEP, Kind.WOKE})  # what the function waits for; a compensation is begun by the engine
+# What the function waits for; a compensation is begun by the engine.
+_RESULTS = frozenset({Kind.STEP, Kind.WOKE, Kind.CALL, Kind.MAP, Kind.EMIT})
+
+
+def _is_item(key: str) -> bool:
+    """It belongs to an item of a fan-out. Names contain no brackets."""
+    return "[" in key
 
 
 def _unfinished(records: Mapping[str, Record]) -> set[str]:
-    """The keys of sleeps that had been called and of steps that had failed attempts, and no more than that."""
-    sleeps = {key for key, record in records.items() if record.kind is Kind.SLEEP and f"{key}/woke" not in records}
+    """The keys of what had been called and not ended: sleeps, waits, retried steps, fan-outs."""
+    called = {key for key, record in records.items() if record.kind in _SCHEDULED and f"{key}/woke" not in records}
     retried = {key.rpartition("/attempt/")[0] for key, record in records.items() if record.kind is Kind.ATTEMPT}
-    return sleeps | (retried - records.keys())
+    items = {key for key in records.keys() | retried if _is_item(key)}
+    return called | ((retried - items | {key.partition("[")[0] for key in items}) - records.keys())

@@ -9,27 +9,35 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-from durable.committer import Committer
+from durable.committer import Committer, resending
 from durable.context import Context
 from durable.durations import seconds
-from durable.errors import DurableError, InvalidArgument, PayloadError, StoreUnavailable
+from durable.errors import DurableError, InvalidArgument, PayloadError, RunNotFound, StoreUnavailable
 from durable.execution import Execution
 from durable.heartbeat import Heartbeat
 from durable.hooks import Hooks
 from durable.ids import new_id
-from durable.model import Change, ClaimedRun, Failure, Renewal, Request, RunWrite
+from durable.model import Change, ClaimedRun, Effect, Failure, Outcome, Renewal, Request, RunRef, RunWrite, Verb
+from durable.names import check_name
+from durable.newruns import DEFAULT_QUEUE
 from durable.states import TERMINAL, release
 from durable.steps import UNWIND, StillRunning
 from durable.store import Hint, Route, Store
 from durable.threads import ThreadPool
 from durable.workflow import Workflow
 
+T = TypeVar("T")
+
 _log = logging.getLogger("durable.worker")
+
+_REASON = 400
+"""Characters of the reason for which a child is cancelled; it is stored in 512 bytes."""
 
 _CLAIM_MOST = 500
 """Runs a claim takes at most: its answer holds their inputs and histories."""
@@ -62,6 +70,7 @@ class WorkerOptions:
         drain_timeout: Seconds or timedelta for which a stopping worker lets running steps end. Default 30.
         prune_after: Seconds or timedelta after which runs that have ended are deleted, a bounded batch at a time,
             beside the other work. Default None: never.
+        queues: The queues whose runs it executes. Default: ``default``, and those of its workflows.
 
     Raises:
         InvalidArgument: A value is out of its range.
@@ -77,6 +86,7 @@ class WorkerOptions:
         linger: float | timedelta = 1.0,
         drain_timeout: float | timedelta = 30.0,
         prune_after: float | timedelta | None = None,
+        queues: Iterable[str] | None = None,
     ) -> None:
         self.concurrency = _count(concurrency, "concurrency")
         self.threads = _count(threads, "threads")
@@ -85,6 +95,7 @@ class WorkerOptions:
         self.linger = seconds(linger, "linger")
         self.drain_timeout = seconds(drain_timeout, "drain_timeout")
         self.prune_after = None if prune_after is None else seconds(prune_after, "prune_after")
+        self.queues = None if queues is None else frozenset(check_name(queue, "queue") for queue in queues)
         if self.lease < _LEASE_LEAST:
             raise InvalidArgument(f"lease must be at least {_LEASE_LEAST} s, not {self.lease:g}")
         if not self.poll_interval:
@@ -102,7 +113,7 @@ class Worker:
 
     Args:
         store: Open and migrated.
-        workflows: What it can execute.
+        workflows: What it can execute, by name and version.
         services: Handed to the workflows as ``ctx.services``.
         options: See ``WorkerOptions``.
         step_timeout: Default timeout of step attempts, in seconds.
@@ -114,7 +125,7 @@ class Worker:
     def __init__(
         self,
         store: Store,
-        workflows: Mapping[Route, Workflow[Any, Any]],
+        workflows: Mapping[tuple[str, str], Workflow[Any, Any]],
         services: Mapping[str, Any],
         options: WorkerOptions,
         step_timeout: float | None,
@@ -124,7 +135,8 @@ class Worker:
     ) -> None:
         self._store = store
         self._workflows = workflows
-        self._routes: Sequence[Route] = sorted(workflows)
+        queues = options.queues or {DEFAULT_QUEUE, *(workflow.queue for workflow in workflows.values())}
+        self._routes: Sequence[Route] = sorted(Route(*known, queue) for known in workflows for queue in queues)
         self._services = services
         self._options = options
         self._step_timeout = step_timeout
@@ -211,7 +223,7 @@ class Worker:
         worker, sent = new_id(self.clock.now()), time.monotonic()
         await self._store.register(worker, self._options.lease)
         self.id = worker
-        names = ", ".join(f"{route.workflow} {route.version}" for route in self._routes)
+        names = ", ".join(f"{workflow} {version}" for workflow, version in sorted(self._workflows))
         _log.info("worker %s, pid %d, executes %s", worker, os.getpid(), names or "no workflow")
         self._heartbeat = Heartbeat(
             self._store, worker, self._options.lease, sent, lambda renewal: self._on_renewal(worker, renewal)
@@ -337,6 +349,7 @@ class Worker:
             else:
                 self._execute(claimed)
         self._hear(dict(answer.requests))
+        await self._read(answer.signalled)
 
     def _hear(self, requests: Mapping[str, Request]) -> None:
         """Tell the executions what is asked of their runs."""
@@ -351,6 +364,18 @@ class Worker:
             if execution.pausing and run_id not in requests and not self._stopping:
                 execution.unask()
 
+    async def _read(self, run_ids: Sequence[str]) -> None:
+        """Signals have come for runs that are held here."""
+        worker, held = self.id, [run_id for run_id in run_ids if run_id in self._active]
+        if not held:
+            return
+        unread = await self._store.unread(worker, held)
+        for run_id in held if worker == self.id else ():
+            execution = self._active.get(run_id)
+            # A parked one is on its way out, and its park has seen an older counter: its next claim reads them.
+            if execution is not None and not execution.parked and run_id in unread:
+                execution.signalled(unread[run_id])
+
     def _execute(self, claimed: ClaimedRun) -> None:
         run_id = claimed.run.id
         execution = self._warm.pop(run_id, None)
@@ -362,7 +387,7 @@ class Worker:
                 return
             execution.lose()  # others have executed the run since: this coroutine is out of date
         execution = self._active[run_id] = Execution(claimed, self)
-        workflow = self._workflows[Route(claimed.run.workflow, claimed.run.version)]
+        workflow = self._workflows[claimed.run.workflow, claimed.run.version]
         ctx = Context(execution, self._services, self._step_timeout)
         body = _body(execution, workflow, ctx)
         execution.start(body, workflow.encode_result, workflow.retry, workflow.timeout)
@@ -398,6 +423,8 @@ class Worker:
                 writes = [RunWrite(ref, change=release(states[ref.id])) for ref in strays if ref.id in states]
                 await self._store.commit(self.id, writes)
                 self.poke()
+            waiting = [run_id for run_id, execution in self._active.items() if execution.waiting]
+            await self._read(waiting)  # a lost answer may have told of their signals
         except StoreUnavailable:
             self.poke()  # the claim loop meets the same failure, pauses, and comes back here
 
@@ -422,6 +449,33 @@ class Worker:
     def _check_idle(self) -> None:
         if not self._signal.is_set() and all(execution.resting for execution in self._active.values()):
             self._idle.set()
+
+    # -- what executions ask for ------------------------------------------------------------------
+
+    async def cancel(self, run_id: str, reason: str) -> None:
+        """Ask for the cancellation of a child; one that has ended, or is gone, is left alone."""
+        with suppress(RunNotFound):
+            await self._until_answered(lambda: self._store.request(run_id, Request(Verb.CANCEL, reason[:_REASON])))
+            self._store.announce(Hint.WORK | Hint.REQUEST)
+            self.poke()
+
+    async def take_effect(self, ref: RunRef, key: str, step: str) -> Effect:
+        """Who makes an effect that runs share."""
+        effect = await self._until_answered(lambda: self._store.take_effect(self.id, ref, key, step))
+        if effect is None:  # the lease is lost: the execution is about to hear of it, and to be unwound
+            await asyncio.get_running_loop().create_future()
+        assert effect is not None
+        return effect
+
+    async def transact(
+        self, work: Callable[[Any], Any], on_loop: bool, write: Callable[[Any], Awaitable[RunWrite]]
+    ) -> Outcome:
+        """``Store.transact`` under this worker's lease."""
+        return await self._store.transact(self.id, work, on_loop, write)
+
+    async def _until_answered(self, send: Callable[[], Awaitable[T]]) -> T:
+        worker = self.id
+        return await resending(send, lambda: worker != self.id or self._given_up)
 
     # -- what executions tell ---------------------------------------------------------------------
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import timedelta
 from typing import Any, Generic, TypeVar, overload
 
-from durable.codec import input_codec, result_codec
+from durable.codec import codec_for, input_codec, result_codec
 from durable.context import Context
 from durable.durations import seconds
 from durable.errors import InvalidArgument
 from durable.names import check_name
+from durable.newruns import DEFAULT_QUEUE
 from durable.retry import Retry, as_retry
 from durable.store import Route
 
@@ -34,6 +35,8 @@ class Workflow(Generic[In, Out]):
         version: str = "1",
         retry: Retry | int | None = None,
         timeout: float | timedelta | None = None,
+        queue: str = DEFAULT_QUEUE,
+        signals: Mapping[str, Any] | None = None,
     ) -> None:
         if not inspect.iscoroutinefunction(fn):
             raise InvalidArgument(f"workflow {getattr(fn, '__name__', fn)!r} must be an async function")
@@ -42,6 +45,8 @@ class Workflow(Generic[In, Out]):
         self.version = check_name(version, "workflow version")
         self.retry = as_retry(retry)
         self.timeout = None if timeout is None else seconds(timeout, "timeout")
+        self.queue = check_name(queue, "queue")
+        self.signals = {check_name(n, "signal name"): codec_for(type_) for n, type_ in (signals or {}).items()}
         self.takes_input, self.input_has_default, self.input_codec = input_codec(fn)
         self.result_codec = result_codec(fn)
         self.__doc__ = fn.__doc__
@@ -50,8 +55,8 @@ class Workflow(Generic[In, Out]):
 
     @property
     def route(self) -> Route:
-        """Name and version: what a run of it needs of a worker."""
-        return Route(self.name, self.version)
+        """What a run of it needs of a worker, when its trigger names no other queue."""
+        return Route(self.name, self.version, self.queue)
 
     def encode_input(self, value: Any) -> str | None:
         """``value`` as stored JSON, checked against the declared type."""
@@ -93,6 +98,8 @@ def workflow(
     version: str = "1",
     retry: Retry | int | None = None,
     timeout: float | timedelta | None = None,
+    queue: str = DEFAULT_QUEUE,
+    signals: Mapping[str, Any] | None = None,
 ) -> _Decorator: ...
 def workflow(
     fn: Any = None,
@@ -102,6 +109,8 @@ def workflow(
     version: str = "1",
     retry: Retry | int | None = None,
     timeout: float | timedelta | None = None,
+    queue: str = DEFAULT_QUEUE,
+    signals: Mapping[str, Any] | None = None,
 ) -> Any:
     """Make a workflow of an async function ``(ctx)`` or ``(ctx, input)``.
 
@@ -113,9 +122,12 @@ def workflow(
         timeout: Seconds or timedelta for the whole run, from its first start, sleeps and waits included; an operator's
             retry gives it anew. Then the running step is cancelled, what was done is compensated, and the run's error
             is ``RunTimeout``.
+        queue: Where its runs go unless the trigger says otherwise. Default ``default``.
+        signals: The types of the signals it waits for, by name, so that a payload that does not fit is refused to its
+            sender.
 
     Raises:
         InvalidArgument: The function is not async, takes something else, or an argument is out of its range.
     """
-    decorator: Any = _Decorator(name=name, version=version, retry=retry, timeout=timeout)
+    decorator: Any = _Decorator(name=name, version=version, retry=retry, timeout=timeout, queue=queue, signals=signals)
     return decorator if fn is None else decorator(fn)

@@ -16,14 +16,25 @@ PACKAGE = ROOT / "durable"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "model"),
     (
-        *("annotations", "codec", "cron", "durations", "exactness", "failures", "names"),
+        *("annotations", "codec", "cron", "durations", "exactness", "failures", "inbox", "names"),
         *("replay", "requests", "retry", "states", "timeline"),
     ),
     ("clock", "ids", "sql", "store"),
     ("stores",),
     (
-        *("attempts", "committer", "compensation", "context", "execution", "heartbeat", "hooks", "host"),
-        *("operations", "pulse", "results", "scheduler", "steps", "threads", "worker", "workflow"),
+        *(
+            "attempts",
+            "children",
+            "committer",
+            "compensation",
+            "context",
+            "exchange",
+            "execution",
+            "fanout",
+            "heartbeat",
+        ),
+        *("hooks", "host", "newruns", "operations", "pulse", "results", "scheduler", "stepping", "steps", "threads"),
+        *("worker", "workflow"),
     ),
     ("cli", "client", "engine", "handle", "http", "operator", "testing"),
 )

@@ -1,0 +1,259 @@
+"""``ctx.map``: one function, or one child workflow, for each of many items, a bounded number at a time.
+
+The items run engine code only, so their results need no order among each other: the fan-out as a whole is one operation
+that is delivered once, and its items are records ``<key>[<n>]`` on the way. A fan-out that is interrupted goes on with
+the items that have no record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import Any
+
+from durable import failures
+from durable.codec import Codec
+from durable.errors import ChildFailed, NondeterminismError, PayloadError, StepFailed
+from durable.exchange import Exchange
+from durable.model import Also, Kind, NewRun, Record, Signal
+from durable.replay import Operation
+from durable.steps import UNWIND, Call, log_abandoned
+
+_Item = Callable[[int], Awaitable[Any]]
+
+
+class FanOut(Exchange):
+    """Fan-outs over steps and over child runs."""
+
+    async def map_steps(
+        self, op: Operation, calls: Callable[[int], Call], count: int, concurrency: int, collect: bool
+    ) -> list[Any]:
+        """The results of ``count`` steps, in the order of the items.
+
+        Args:
+            calls: Makes the call of an item.
+            concurrency: Items that are under way at the same time.
+            collect: Failures take the place of results; else the first one cancels what is under way and is raised.
+
+        Raises:
+            StepFailed: An item has failed, and ``collect`` is off.
+        """
+
+        def again(record: Record, index: int) -> Any:
+            return self._step_again(record, calls(index))
+
+        async def one(index: int) -> Any:
+            return await self._step_item(f"{op.key}[{index}]", calls(index))
+
+        return await self._map(op, count, concurrency, collect, Kind.STEP, again, one)
+
+    async def map_children(
+        self,
+        op: Operation,
+        children: Callable[[int, str], NewRun],
+        codec: Codec,
+        count: int,
+        concurrency: int,
+        collect: bool,
+    ) -> list[Any]:
+        """The results of ``count`` child runs, in the order of the items.
+
+        Args:
+            children: Makes the child of an item, called under a record key.
+            codec: Of the children's results.
+
+        Raises:
+            ChildFailed: A child has ended without a result, and ``collect`` is off.
+        """
+
+        def again(record: Record, index: int) -> Any:
+            key = f"{op.key}[{index}]"
+            self._execution.child_ended(key)
+            return self._child_ended(key, self._core.data_of(key) or "", record.data, codec)
+
+        async def one(index: int) -> Any:
+            return await self._child_item(f"{op.key}[{index}]", index, children, codec)
+
+        return await self._map(op, count, concurrency, collect, Kind.WOKE, again, one)
+
+    async def _map(
+        self,
+        op: Operation,
+        count: int,
+        concurrency: int,
+        collect: bool,
+        kind: Kind,
+        again: Callable[[Record, int], Any],
+        one: _Item,
+    ) -> list[Any]:
+        try:
+            if not self._begin(op):
+                await self._wait(op)
+            found = _Found(count, collect)
+            for record in self._core.items(op.key):
+                if record.kind is kind:
+                    index = _index_of(record.key, op.key)
+                    if index >= count:
+                        self._refuse(op, count)
+                    found.take(index, partial(again, record, index))
+            if op.recorded is not None:
+                if self._core.deliver(op).data != str(count):
+                    self._refuse(op, count)
+            else:
+                await self._open()
+                await self._missing(found, concurrency, one)
+                if not self._core.direct(op):
+                    await self._in_turn(op)
+                self._execution.write(self._core.conclude(op, self._host.clock.now(), str(count)))
+            if found.error is not None:
+                raise found.error
+            return found.results
+        finally:
+            self._end(op)
+
+    def _refuse(self, op: Operation, count: int) -> None:
+        self._execution.refuse(NondeterminismError(f"fan-out {op.key!r} has other items than recorded: now {count}"))
+
+    async def _missing(self, found: _Found, concurrency: int, one: _Item) -> None:
+        """Make the items that have no record."""
+        todo = found.missing()
+        self._execution.seen_in(None)  # not in the function's own task
+
+        async def pull() -> None:
+            for index in todo:
+                if found.error is not None:
+                    return
+                await found.receive(index, one(index))
+
+        tasks = {asyncio.ensure_future(pull()) for _ in range(min(concurrency, found.open))}
+        try:
+            while tasks and found.error is None:
+                done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                _, refusing = await asyncio.wait(tasks, timeout=UNWIND)
+                for task in refusing:
+                    log_abandoned(task, f"an item of run {self._execution.run.id}")
+
+    # -- items ------------------------------------------------------------------------------------
+
+    def _step_again(self, record: Record, call: Call) -> Any:
+        try:
+            if record.failed:
+                raise StepFailed(record.key, record.attempt, failures.from_json(record.data))
+            value = call.codec.decode(record.data, f"the recorded result of step {record.key!r}")
+        except PayloadError as error:
+            self._execution.refuse(error)
+        self._compensations.register(record, call, value)
+        return value
+
+    async def _step_item(self, key: str, call: Call) -> Any:
+        op = Operation(key, Kind.STEP, None, None)
+        attempt = await self._attempts.run(op, call)
+        error, text, value = attempt.error, None, None
+        if error is None:
+            try:
+                text, value = call.codec.round_trip(attempt.value, f"the result of step {key!r}")
+            except PayloadError as refused:
+                error = refused
+                await self._undo_unstorable(op, call, attempt.value)
+        failure = None if error is None else self._host.capture(error)
+        if failure is not None and error is not None and call.retry is not None and call.retry.pauses_after(error):
+            self._attempts.failed(op, failure, attempt.number, attempt.duration, 0.0)
+            self._execution.pause_here(f"step {key!r} has no attempt left: {failure.summary}")
+        record = self._core.item(
+            key,
+            Kind.STEP,
+            self._host.clock.now(),
+            text if failure is None else failures.to_json(failure),
+            failed=failure is not None,
+            attempt=attempt.number,
+            duration=attempt.duration,
+            compensable=failure is None and call.compensate is not None,
+        )
+        self._execution.write(record)
+        if failure is not None:
+            raise StepFailed(key, attempt.number, failure)
+        self._compensations.register(record, call, value)
+        return value
+
+    async def _child_item(self, key: str, index: int, children: Callable[[int, str], NewRun], codec: Codec) -> Any:
+        if self._core.data_of(key) is None:
+            await self._open()
+            child = children(index, key)
+            record = self._core.item(key, Kind.CALL, self._host.clock.now(), child.id)
+            self._execution.write(record, also=Also(children=[child]))
+            self._execution.children[key] = child.id
+        signal = await self._signal(f"child/{key}")
+        self._execution.child_ended(key)
+        record = self._core.item(f"{key}/woke", Kind.WOKE, self._host.clock.now(), signal.data)
+        self._execution.write(record, also=Also(consumed=[signal.id]))
+        return self._child_ended(key, signal.id, signal.data, codec)
+
+    async def _signal(self, name: str) -> Signal:
+        """The next signal of this name, in no turn."""
+        inbox = self._pulse.inbox
+        brought: asyncio.Future[Signal] = self._loop.create_future()
+
+        def accept(signal: Signal) -> bool:
+            brought.set_result(signal)
+            self._pulse.touch()
+            return True
+
+        if not inbox.take((name,), accept):
+            inbox.wait(name, (name,), accept)
+            self._pulse.touch()
+        try:
+            return await brought
+        except asyncio.CancelledError:
+            inbox.forget(name)
+            if brought.done() and not brought.cancelled():
+                inbox.put_back(brought.result())
+            raise
+
+
+class _Found:
+    """What has become of the items so far."""
+
+    def __init__(self, count: int, collect: bool) -> None:
+        self.results: list[Any] = [_MISSING] * count
+        self.error: Exception | None = None
+        """The first failure, unless failures are collected."""
+        self._collect = collect
+
+    @property
+    def open(self) -> int:
+        return sum(result is _MISSING for result in self.results)
+
+    def missing(self) -> Iterator[int]:
+        return iter([index for index, result in enumerate(self.results) if result is _MISSING])
+
+    def take(self, index: int, result: Callable[[], Any]) -> None:
+        try:
+            self.results[index] = result()
+        except (StepFailed, ChildFailed) as error:
+            self._failed(index, error)
+
+    async def receive(self, index: int, result: Awaitable[Any]) -> None:
+        try:
+            self.results[index] = await result
+        except (StepFailed, ChildFailed) as error:
+            self._failed(index, error)
+
+    def _failed(self, index: int, error: Exception) -> None:
+        self.results[index] = error
+        if not self._collect:
+            self.error = self.error or error
+
+
+_MISSING: Any = object()
+
+
+def _index_of(item: str, key: str) -> int:
+    """The number in ``<key>[<n>]…``."""
+    return int(item[len(key) + 1 :].partition("]")[0])

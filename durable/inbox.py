@@ -1,0 +1,71 @@
+"""What has come to a run from outside and is not consumed, and who waits for what.
+
+Decisions only: which signal is whose. It knows neither records nor the event loop.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+
+from durable.model import Signal
+
+Accept = Callable[[Signal], bool]
+"""Takes a signal; False when it does not fit, and the next one is to be offered."""
+
+
+class Inbox:
+    """The unread signals of one execution. Each name is a queue of its own, first in, first out.
+
+    Args:
+        signals: What was unread when the run was claimed, in the order of arrival.
+    """
+
+    def __init__(self, signals: Sequence[Signal]) -> None:
+        self._seen: set[str] = set()  # ids; one whose consumption is not committed yet is still read as unread
+        self._unread: dict[str, deque[tuple[int, Signal]]] = {}
+        self._waiting: dict[str, tuple[Collection[str], Accept]] = {}
+        self.add(signals)
+
+    @property
+    def awaited(self) -> bool:
+        """Somebody waits."""
+        return bool(self._waiting)
+
+    def add(self, signals: Sequence[Signal]) -> None:
+        """Take over those that were not seen before, and give them to who waits."""
+        for signal in signals:
+            if signal.id not in self._seen:
+                self._seen.add(signal.id)
+                self._unread.setdefault(signal.name, deque()).append((len(self._seen), signal))
+        self._serve()
+
+    def take(self, names: Collection[str], accept: Accept) -> bool:
+        """Offer the unread signals of these names, oldest first, until one is accepted."""
+        while (name := self._oldest(names)) is not None:
+            _, signal = self._unread[name].popleft()
+            if accept(signal):
+                return True
+        return False
+
+    def put_back(self, signal: Signal) -> None:
+        """It was accepted by an operation that the run's own code has cancelled since."""
+        self._unread.setdefault(signal.name, deque()).appendleft((0, signal))
+        self._serve()
+
+    def wait(self, key: str, names: Collection[str], accept: Accept) -> None:
+        """Have the next signal of one of these names offered to ``accept``; those who wait longer come first."""
+        self._waiting[key] = (names, accept)
+
+    def forget(self, key: str) -> None:
+        """Nobody waits under this key any more."""
+        self._waiting.pop(key, None)
+
+    def _oldest(self, names: Collection[str]) -> str | None:
+        there = [(queue[0][0], name) for name in names if (queue := self._unread.get(name))]
+        return min(there)[1] if there else None
+
+    def _serve(self) -> None:
+        for key, (names, accept) in list(self._waiting.items()):
+            if self._oldest(names) is not None and self.take(names, accept):
+                self._waiting.pop(key, None)

@@ -1,0 +1,167 @@
+"""The operations of ``ctx`` that concern its run alone: steps, sleeps, what undoes them.
+
+Each takes its occurrence at the call. What they do is ``operations``'.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar, TypeVarTuple, overload
+
+from durable.codec import MISSING, result_codec
+from durable.durations import seconds
+from durable.errors import InvalidArgument, NondeterminismError
+from durable.execution import Execution
+from durable.model import Kind
+from durable.names import check_name
+from durable.replay import Operation
+from durable.retry import Retry, as_retry
+from durable.steps import Call
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class Stepping:
+    """What a ``ctx`` is made of, with its steps and sleeps."""
+
+    def __init__(
+        self, execution: Execution, services: Mapping[str, Any], step_timeout: float | None, prefix: str = ""
+    ) -> None:
+        self._execution = execution
+        self._prefix = prefix  # of the names: in a branch
+        self._operations = execution.operations
+        self._loop = asyncio.get_running_loop()
+        self._services = services
+        self._step_timeout = step_timeout
+
+    # -- recorded ---------------------------------------------------------------------------------
+
+    @overload
+    async def step(
+        self,
+        name: str,
+        fn: Callable[[*Ts], Awaitable[T]],
+        /,
+        *args: *Ts,
+        retry: Retry | int | None = None,
+        timeout: float | timedelta | None = None,
+        compensate: Callable[[T], Any] | None = None,
+        compensate_retry: Retry | int | None = None,
+        compensate_timeout: float | timedelta | None = None,
+        returns: Any = ...,
+    ) -> T: ...
+
+    @overload
+    async def step(
+        self,
+        name: str,
+        fn: Callable[[*Ts], T],
+        /,
+        *args: *Ts,
+        retry: Retry | int | None = None,
+        timeout: float | timedelta | None = None,
+        compensate: Callable[[T], Any] | None = None,
+        compensate_retry: Retry | int | None = None,
+        compensate_timeout: float | timedelta | None = None,
+        returns: Any = ...,
+    ) -> T: ...
+
+    def step(  # type: ignore[misc]  # a plain def that returns a coroutine: the occurrence is taken at the call
+        self,
+        name: str,
+        fn: Any,
+        /,
+        *args: Any,
+        retry: Retry | int | None = None,
+        timeout: float | timedelta | None = None,
+        compensate: Callable[[Any], Any] | None = None,
+        compensate_retry: Retry | int | None = None,
+        compensate_timeout: float | timedelta | None = None,
+        returns: Any = MISSING,
+    ) -> Any:
+        """Call ``fn(*args)`` once and record its result; on replay the recorded result is returned.
+
+        The result is recorded exactly once. The effect of ``fn`` happens at least once: give the outside
+        service ``current_step().idempotency_key``. Keyword arguments go through ``functools.partial``.
+
+        Args:
+            name: 1 to 200 printable characters. A repeated name gets its own record: ``name#2``, …
+            fn: A coroutine function, called on the event loop, or any other callable, called in a thread.
+            retry: The policy, or a number of attempts; without one a step has one attempt.
+            timeout: Seconds or timedelta for each attempt. Default: the engine's ``step_timeout``. A coroutine is
+                cancelled; a thread cannot be stopped, its result is dropped.
+            compensate: Called with the step's result when the run fails, times out or is cancelled after this step.
+            compensate_retry: The policy of the compensation; without one it has one attempt.
+            compensate_timeout: Seconds or timedelta for each of its attempts. Default: the engine's ``step_timeout``.
+            returns: The result's type, when ``fn`` has no return annotation.
+
+        Raises:
+            StepFailed: The last attempt failed.
+            AmbiguousName: Another live task of this run uses the name.
+            InvalidArgument: An argument is out of its range.
+        """
+        if not callable(fn):
+            raise InvalidArgument(f"step {name!r}: fn must be a function, not {type(fn).__name__}")
+        call = Call(fn, args, result_codec(fn, returns), as_retry(retry), self._limit(timeout))
+        if compensate is not None:
+            call.undone_by(compensate, as_retry(compensate_retry), self._limit(compensate_timeout))
+        elif compensate_retry is not None or compensate_timeout is not None:
+            raise InvalidArgument(f"step {name!r}: compensate_retry and compensate_timeout go with compensate")
+        return self._operations.step(self._called(name, Kind.STEP), call)
+
+    def on_rollback(
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        retry: Retry | int | None = None,
+        timeout: float | timedelta | None = None,
+    ) -> None:
+        """Have ``fn(*args)`` called when the run is undone: for an effect that has no step of its own.
+
+        Its place among the compensations is that of this call. It is recorded as ``<key>/undo`` when it is made;
+        registering it records nothing. Call it before the effect.
+
+        Args:
+            name: As a step's; it must differ from the names of other operations of the run.
+            fn: A coroutine function, or any other callable, called in a thread.
+            retry: Its policy, or a number of attempts; without one it has one attempt.
+            timeout: Seconds or timedelta for each attempt. Default: the engine's ``step_timeout``.
+        """
+        call = Call(fn, args, result_codec(fn), as_retry(retry), self._limit(timeout))
+        self._operations.on_rollback(self._called(name, Kind.UNDO), call)
+
+    def _limit(self, timeout: float | timedelta | None) -> float | None:
+        return self._step_timeout if timeout is None else seconds(timeout, "timeout")
+
+    def sleep(self, name: str, duration: float | timedelta) -> Coroutine[Any, Any, None]:
+        """Wait for ``duration`` (seconds or timedelta) by the store's clock, counted from the first call.
+
+        While it sleeps, the run holds no slot and, after the linger, no memory.
+        """
+        length = timedelta(seconds=seconds(duration, "duration"))
+        return self._operations.sleep(self._called(name, Kind.SLEEP), lambda now: now + length)
+
+    def sleep_until(self, name: str, when: datetime) -> Coroutine[Any, Any, None]:
+        """Wait until ``when``, an aware datetime, by the store's clock.
+
+        Raises:
+            InvalidArgument: ``when`` is naive.
+        """
+        if when.tzinfo is None:
+            raise InvalidArgument(f"sleep_until {name!r}: the time has no time zone")
+        return self._operations.sleep(self._called(name, Kind.SLEEP), lambda _: when.astimezone(UTC))
+
+    def _called(self, name: str, kind: Kind) -> Operation:
+        execution = self._execution
+        if execution.stopped:
+            raise asyncio.CancelledError("the run does not go on here")
+        name = self._prefix + check_name(name, "operation name")
+        try:
+            return execution.core.call(name, kind, asyncio.current_task(self._loop))
+        except NondeterminismError as error:
+            execution.refuse(error)
