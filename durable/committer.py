@@ -148,6 +148,7 @@ class Committer:
         if pending is None:
             pending = self._open[ref.id] = Pending(ref, settled, self._loop)
             self._group.add(pending)
+        pending.write.ref = ref  # it may have become linked
         if record is not None:
             pending.write.records.append(record)
         if also is not None:

@@ -54,4 +54,6 @@ class Compensations:
 def undo_of(call: Call, value: object) -> Call:
     """The call of a step's compensation: with its result, and its own retries and timeout."""
     assert call.compensate is not None
-    return Call(call.compensate, (value,), call.codec, call.undo_retry, call.undo_timeout)
+    undo = Call(call.compensate, (value,), call.codec, call.undo_retry, call.undo_timeout)
+    undo.shared = call.shared
+    return undo

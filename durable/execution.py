@@ -176,6 +176,11 @@ class Execution:
         return self._host.clock
 
     @property
+    def lost(self) -> bool:
+        """The lease is lost, or the run was given back: nothing is written here any more."""
+        return self._lost
+
+    @property
     def parked(self) -> bool:
         """The lease was given back, until a time or a wake-up; the coroutine may still be here."""
         return self._pulse.frozen
@@ -291,6 +296,10 @@ class Execution:
         """An operation is awaited in ``task``."""
         if task is not self._main:
             self._several_tasks = True
+
+    def link(self) -> None:
+        """From now on the run's leaving concerns others."""
+        self.ref = self.ref._replace(linked=True)
 
     def child_ended(self, key: str) -> None:
         """The end of the child that was called as ``key`` is delivered."""

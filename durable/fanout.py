@@ -14,16 +14,17 @@ from typing import Any
 
 from durable import failures
 from durable.codec import Codec
+from durable.effects import signal_in_no_turn
 from durable.errors import ChildFailed, NondeterminismError, PayloadError, StepFailed
-from durable.exchange import Exchange
-from durable.model import Also, Kind, NewRun, Record, Signal
+from durable.model import Also, Kind, NewRun, Record
 from durable.replay import Operation
 from durable.steps import UNWIND, Call, log_abandoned
+from durable.transactions import Transactions
 
 _Item = Callable[[int], Awaitable[Any]]
 
 
-class FanOut(Exchange):
+class FanOut(Transactions):
     """Fan-outs over steps and over child runs."""
 
     async def map_steps(
@@ -189,32 +190,11 @@ class FanOut(Exchange):
             record = self._core.item(key, Kind.CALL, self._host.clock.now(), child.id)
             self._execution.write(record, also=Also(children=[child]))
             self._execution.children[key] = child.id
-        signal = await self._signal(f"child/{key}")
+        signal = await signal_in_no_turn(self._pulse, key, f"child/{key}")
         self._execution.child_ended(key)
         record = self._core.item(f"{key}/woke", Kind.WOKE, self._host.clock.now(), signal.data)
         self._execution.write(record, also=Also(consumed=[signal.id]))
         return self._child_ended(key, signal.id, signal.data, codec)
-
-    async def _signal(self, name: str) -> Signal:
-        """The next signal of this name, in no turn."""
-        inbox = self._pulse.inbox
-        brought: asyncio.Future[Signal] = self._loop.create_future()
-
-        def accept(signal: Signal) -> bool:
-            brought.set_result(signal)
-            self._pulse.touch()
-            return True
-
-        if not inbox.take((name,), accept):
-            inbox.wait(name, (name,), accept)
-            self._pulse.touch()
-        try:
-            return await brought
-        except asyncio.CancelledError:
-            inbox.forget(name)
-            if brought.done() and not brought.cancelled():
-                inbox.put_back(brought.result())
-            raise
 
 
 class _Found:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from durable import failures
 from durable.attempts import Attempt, Attempts
 from durable.compensation import Compensations, undo_of
+from durable.effects import SharedEffects, ended
 from durable.errors import PayloadError, StepFailed
 from durable.host import Host
 from durable.model import Kind
@@ -43,6 +44,7 @@ class Operations:
         self._pulse = pulse
         self._attempts = attempts
         self._compensations = compensations
+        self._shared = SharedEffects(execution, host, pulse)
         self._loop = asyncio.get_running_loop()
 
     async def step(self, op: Operation, call: Call) -> Any:
@@ -52,6 +54,8 @@ class Operations:
                 await self._wait(op)
             if op.recorded is not None:
                 return self._recorded(op, call)
+            if call.shared is not None and (text := await self._shared.made_elsewhere(op, call.shared)) is not None:
+                return await self._made_elsewhere(op, call, text)
             attempt = await self._attempts.run(op, call)
             error = attempt.error
             if error is None:
@@ -132,10 +136,21 @@ class Operations:
         self._compensations.register(record, call, value)
         return value
 
+    async def _made_elsewhere(self, op: Operation, call: Call, text: str) -> Any:
+        """Another run's step has made the effect: its result is recorded here too. It is that run's to undo."""
+        if not self._core.direct(op):
+            await self._in_turn(op)
+        try:
+            value = call.codec.decode(text, f"the shared result of step {op.key!r}")
+        except PayloadError as error:
+            self._execution.refuse(error)
+        self._execution.write(self._core.conclude(op, self._host.clock.now(), text))
+        return value
+
     def _succeeded(self, op: Operation, call: Call, text: str, value: Any, attempt: int, duration: float) -> Any:
         now, compensable = self._host.clock.now(), call.compensate is not None
         record = self._core.conclude(op, now, text, attempt=attempt, duration=duration, compensable=compensable)
-        self._execution.write(record)
+        self._execution.write(record, also=ended(call.shared, op.key, kept=True))
         if compensable:
             self._compensations.register(record, call, value)
         return value
@@ -148,9 +163,8 @@ class Operations:
         if not self._core.direct(op):
             await self._in_turn(op)
         text, now = failures.to_json(failure), self._host.clock.now()
-        self._execution.write(
-            self._core.conclude(op, now, text, failed=True, attempt=attempt.number, duration=duration)
-        )
+        record = self._core.conclude(op, now, text, failed=True, attempt=attempt.number, duration=duration)
+        self._execution.write(record, also=ended(call.shared, op.key, kept=False))
         raise StepFailed(op.key, attempt.number, failure)
 
     async def undo(self, key: str, call: Call) -> bool:
@@ -170,9 +184,8 @@ class Operations:
                     self._execution.pause_here(f"the compensation of {key!r} has no attempt left: {failure.summary}")
                 text = failures.to_json(failure)
             now, number, duration = self._host.clock.now(), attempt.number, attempt.duration
-            self._execution.write(
-                self._core.conclude(op, now, text, failed=error is not None, attempt=number, duration=duration)
-            )
+            record = self._core.conclude(op, now, text, failed=error is not None, attempt=number, duration=duration)
+            self._execution.write(record, also=None if error is not None else ended(call.shared, key, kept=False))
             return error is None
         finally:
             self._end(op)

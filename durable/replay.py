@@ -323,7 +323,7 @@ class Replay:
     def settle(self, op: Operation, record: Record | None) -> None:
         """What was drafted for ``op`` is committed, and delivered now; None: it is not."""
         self._drafted = False
-        if record is not None and op.key in self.open:
+        if record is not None and op.key in self.open:  # not cancelled meanwhile
             self._close(op)
             self.now = record.at
 

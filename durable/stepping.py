@@ -15,7 +15,7 @@ from durable.durations import seconds
 from durable.errors import InvalidArgument, NondeterminismError
 from durable.execution import Execution
 from durable.model import Kind
-from durable.names import check_name
+from durable.names import check_key, check_name
 from durable.replay import Operation
 from durable.retry import Retry, as_retry
 from durable.steps import Call
@@ -51,6 +51,7 @@ class Stepping:
         compensate: Callable[[T], Any] | None = None,
         compensate_retry: Retry | int | None = None,
         compensate_timeout: float | timedelta | None = None,
+        idempotency_key: str | None = None,
         returns: Any = ...,
     ) -> T: ...
 
@@ -66,6 +67,7 @@ class Stepping:
         compensate: Callable[[T], Any] | None = None,
         compensate_retry: Retry | int | None = None,
         compensate_timeout: float | timedelta | None = None,
+        idempotency_key: str | None = None,
         returns: Any = ...,
     ) -> T: ...
 
@@ -80,6 +82,7 @@ class Stepping:
         compensate: Callable[[Any], Any] | None = None,
         compensate_retry: Retry | int | None = None,
         compensate_timeout: float | timedelta | None = None,
+        idempotency_key: str | None = None,
         returns: Any = MISSING,
     ) -> Any:
         """Call ``fn(*args)`` once and record its result; on replay the recorded result is returned.
@@ -96,6 +99,9 @@ class Stepping:
             compensate: Called with the step's result when the run fails, times out or is cancelled after this step.
             compensate_retry: The policy of the compensation; without one it has one attempt.
             compensate_timeout: Seconds or timedelta for each of its attempts. Default: the engine's ``step_timeout``.
+            idempotency_key: Runs of whatever workflow that use the same key have one effect between them: one makes it,
+                the others wait, parked, and record its result. When it fails or is undone, the next one makes it. It
+                is kept until the run that has made it is pruned, and is that run's to compensate.
             returns: The result's type, when ``fn`` has no return annotation.
 
         Raises:
@@ -110,7 +116,75 @@ class Stepping:
             call.undone_by(compensate, as_retry(compensate_retry), self._limit(compensate_timeout))
         elif compensate_retry is not None or compensate_timeout is not None:
             raise InvalidArgument(f"step {name!r}: compensate_retry and compensate_timeout go with compensate")
+        if idempotency_key is not None:
+            call.shared = check_key(idempotency_key, "idempotency key")
         return self._operations.step(self._called(name, Kind.STEP), call)
+
+    @overload
+    async def transaction(
+        self,
+        name: str,
+        fn: Callable[[Any, *Ts], Awaitable[T]],
+        /,
+        *args: *Ts,
+        retry: Retry | int | None = None,
+        timeout: float | timedelta | None = None,
+        compensate: Callable[[T], Any] | None = None,
+        compensate_retry: Retry | int | None = None,
+        compensate_timeout: float | timedelta | None = None,
+        returns: Any = ...,
+    ) -> T: ...
+
+    @overload
+    async def transaction(
+        self,
+        name: str,
+        fn: Callable[[Any, *Ts], T],
+        /,
+        *args: *Ts,
+        retry: Retry | int | None = None,
+        timeout: float | timedelta | None = None,
+        compensate: Callable[[T], Any] | None = None,
+        compensate_retry: Retry | int | None = None,
+        compensate_timeout: float | timedelta | None = None,
+        returns: Any = ...,
+    ) -> T: ...
+
+    def transaction(  # type: ignore[misc]  # as step
+        self,
+        name: str,
+        fn: Any,
+        /,
+        *args: Any,
+        retry: Retry | int | None = None,
+        timeout: float | timedelta | None = None,
+        compensate: Callable[[Any], Any] | None = None,
+        compensate_retry: Retry | int | None = None,
+        compensate_timeout: float | timedelta | None = None,
+        returns: Any = MISSING,
+    ) -> Any:
+        """Call ``fn(connection, *args)`` in a transaction of the engine's database, and record its result in the same.
+
+        What ``fn`` writes there happens exactly once: it and the step's record are committed together, or not at all.
+        Everything else is as in ``step``.
+
+        Args:
+            name: As a step's.
+            fn: A coroutine function gets a connection for asyncio (on Postgres ``psycopg.AsyncConnection``), any other
+                callable a blocking one, in a thread (``psycopg.Connection``, ``sqlite3.Connection``). It must not
+                commit. The connection sees the database's default ``search_path``, so the application's tables.
+
+        Raises:
+            StepFailed: The last attempt failed; nothing of it was written.
+        """
+        if not callable(fn):
+            raise InvalidArgument(f"transaction {name!r}: fn must be a function, not {type(fn).__name__}")
+        call = Call(fn, args, result_codec(fn, returns), as_retry(retry), self._limit(timeout))
+        if compensate is not None:
+            call.undone_by(compensate, as_retry(compensate_retry), self._limit(compensate_timeout))
+        elif compensate_retry is not None or compensate_timeout is not None:
+            raise InvalidArgument(f"transaction {name!r}: compensate_retry and compensate_timeout go with compensate")
+        return self._operations.transaction(self._called(name, Kind.STEP), call)
 
     def on_rollback(
         self,

@@ -67,7 +67,10 @@ def current_step() -> CurrentStep:
 class Call:
     """A user function with its arguments and how it is to be called."""
 
-    __slots__ = ("args", "codec", "compensate", "fn", "on_loop", "retry", "timeout", "undo_retry", "undo_timeout")
+    __slots__ = (
+        *("args", "codec", "compensate", "fn", "on_loop", "retry", "shared", "timeout"),
+        *("undo_retry", "undo_timeout"),
+    )
 
     def __init__(
         self,
@@ -85,6 +88,7 @@ class Call:
         self.compensate: Callable[[Any], Any] | None = None
         self.undo_retry: Retry | None = None
         self.undo_timeout: float | None = None
+        self.shared: str | None = None  # the key under which runs share the effect
         self.on_loop = runs_on_loop(fn)
 
     def undone_by(self, fn: Callable[[Any], Any], retry: Retry | None, timeout: float | None) -> None:

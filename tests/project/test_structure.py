@@ -33,8 +33,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
             "fanout",
             "heartbeat",
         ),
-        *("hooks", "host", "newruns", "operations", "pulse", "results", "scheduler", "stepping", "steps", "threads"),
-        *("worker", "workflow"),
+        *("hooks", "host", "newruns", "operations", "pulse", "results", "scheduler", "stepping", "steps"),
+        *("threads", "transactions", "worker", "workflow"),
     ),
     ("cli", "client", "engine", "handle", "http", "operator", "testing"),
 )
