@@ -43,6 +43,13 @@ from durable.model import (
     Unread,
 )
 
+EFFECT_TOPIC = "/effect"
+"""The topic of the events that say that a shared effect was made, or may be made by others; its key is the event's."""
+
+EFFECT_RETENTION = 3600.0
+"""Seconds for which such an event is kept: between being told that another run makes the effect and the commit of the
+wait passes at most what a worker needs for a commit, outages included. While the database is away no effect ends."""
+
 
 class Hint(Flag):
     """What a store heard from other processes. Hints can be lost: polling is the correct path."""
@@ -207,9 +214,14 @@ class Store(Protocol):
         a ``paused`` one ends a request to pause, and keeps one to cancel. A run that leaves its worker with a request
         open, and is not paused, is ready at once.
 
-        ``also`` is applied with its write or not at all. When a linked run leaves, its place in a limited queue is
-        free; when it ends, by whomever, its parent gets the signal ``child/<parent_key>`` with the child's id as its
-        own, its concurrency key passes on, and effects that it was making are free to be made by others.
+        ``also`` is applied with its write or not at all; it comes with records of the same write, and a write whose
+        records are all there already does nothing of it again. Children have neither ``key`` nor ``concurrency_key``,
+        and their ids are new. A consumed id that the inbox does not hold is passed over.
+
+        When a linked run leaves, its place in a limited queue is free. When it ends, by whomever (a commit, the reaper,
+        a request), its parent gets the signal ``child/<parent_key>`` with the child's id as its own, also a parent that
+        has ended: it may be retried, and has not consumed it. A parent that is gone gets nothing. The concurrency key
+        passes on, and effects that the run was making and has not made are free to be made by others.
 
         Raises:
             PayloadError: The database refuses the data of one write; nothing was written.
@@ -218,16 +230,24 @@ class Store(Protocol):
         ...
 
     async def unread(self, worker: str, run_ids: Sequence[str]) -> Mapping[str, Unread]:
-        """The unread signals of runs that the worker holds. The counter is read before the signals."""
+        """The unread signals of those of the runs that the worker holds. The counter is read before the signals.
+
+        Claims do not tell of these signals any more (``Claimed.signalled``); until then each claim does.
+        """
         ...
 
     async def take_effect(self, worker: str, ref: RunRef, key: str, step: str) -> Effect | None:
         """Have the step ``step`` of a claimed run make the effect ``key``, which runs share, unless another has it.
 
-        It is made by one run at a time, until a write says what became of it (``Also.effects``), or the run ends, or is
-        pruned. Asked again by the same step it is ``mine`` again, also after it was done: its record was set aside
-        then. A run that makes an effect is ``linked``. Whoever waits for the end awaits the event with the topic
-        ``/effect`` and this key.
+        It is made by one step of one run at a time, until a write of that run says what became of it (``Also.effects``,
+        which concern only what is the run's and step's own), or the run ends. What was made and kept stays, with its
+        result, until the run is pruned or deleted, or undoes it. Asked again by the same step it is ``mine`` again and
+        not done, also after it was done: its record was set aside then. A run that makes an effect is ``linked`` from
+        then on, and so must be the ``ref`` of its writes.
+
+        When an effect that was being made is done, or is free to be made, an event is published with ``EFFECT_TOPIC``,
+        this key, ``null`` as its data and ``EFFECT_RETENTION``. Who waits awaits it since a time before it asked, and
+        asks again then.
 
         Returns:
             None when the lease is lost.
@@ -270,24 +290,42 @@ class Store(Protocol):
         ...
 
     async def create_with_signal(self, run: NewRun, signal: NewSignal) -> tuple[Created, Sent]:
-        """Create the run, unless its key exists already, and send the signal to the run that stands; together."""
+        """Create the run, unless its key exists already, and send the signal to the run that stands; together.
+
+        ``signal.run_id`` does not count. When the run is refused (``Created.conflict``, ``busy``) nothing is sent, and
+        the answer is ``NOT_FOUND``; when the one that stands has ended, ``FINISHED``.
+        """
         ...
 
     async def send_signals(self, signals: Sequence[NewSignal]) -> list[Sent]:
         """Store each signal and raise ``wakes`` of its run; one answer for each, in order.
 
         A run that waits, and that nobody holds, is ready with the next claim at the latest; a holder is told by its
-        next claim (``Claimed.signalled``). No run is waited for. The signals of one run are read in the order in which
-        they were stored. One that was consumed is not stored again: its id stays known until the run is pruned.
+        next claim (``Claimed.signalled``). No run is waited for. Any other run keeps its time: a signal does not end a
+        delay, a backoff, a sleep or a pause. The signals of one run are read in the order in which they were stored.
+
+        An id that the run's inbox knows is ``ACCEPTED`` and changes nothing: whatever the name and the data, consumed
+        or not, the run ended or not. It stays known until the run is pruned.
+
+        Raises:
+            PayloadError: The database refuses the data of one signal; nothing was stored.
         """
         ...
 
     async def publish(self, events: Sequence[Published]) -> None:
         """Store each event until its retention has passed; each run that awaits it gets it as a signal.
 
-        Each (run, event) once. A run that begins to wait gets the oldest event since ``Awaited.since`` that it has not
-        been given; of an event and a wait that are committed at the same time neither is missed. It becomes a signal
-        with the next claim, by whatever worker.
+        Each (run, event) once. A run that begins to wait gets the oldest event that was published at or after
+        ``Awaited.since``, is retained, and was not given to it; else it gets the next one, however short its retention
+        and whatever ``since`` says (the caller's clock may be ahead). One event ends one wait: two waits of one run for
+        the same topic and key get two events, the older wait the first. Of an event and a wait that are committed at
+        the same time neither is missed. An event becomes a signal with the next claim, by whatever worker.
+
+        A wait stands until it got its event or the run is pruned, also when the run ends: it may be retried. An event
+        whose id is retained is not stored again.
+
+        Raises:
+            PayloadError: The database refuses the data of one event; nothing was stored.
         """
         ...
 
@@ -295,7 +333,8 @@ class Store(Protocol):
         """The log of ``EMIT`` records after the cursor ``after`` (None: from its beginning), at most ``limit``.
 
         No entry is ever added before a cursor that was given out: what was written by a transaction that has not ended,
-        and all that came later, is not shown yet. Entries are pruned with their run.
+        and all that came later, is not shown yet. Entries are pruned with their run, and cursors stay valid: one of an
+        entry that is gone stands for its place.
         """
         ...
 

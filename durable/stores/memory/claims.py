@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from durable.model import Claimed, ClaimedRun, Request, RunRef
+from durable.model import Claimed, ClaimedRun, Request, RunRef, Unread
 from durable.states import Event, after
 from durable.store import Route
 from durable.stores.memory.rows import Ready, Row
@@ -32,7 +32,8 @@ class Claims(Shared):
                 refs = self._claim_batch(worker, indexes, limit, batch, now, done)
             upcoming = [when for index in indexes if (when := index.next_after(now)) is not None]
             runs = [self._claimed(ref, warm) for ref in refs]
-            return Claimed(runs, min(upcoming, default=None), self._asked(worker))
+            told = self._signalled(worker, {ref.id for ref in refs})
+            return Claimed(runs, min(upcoming, default=None), self._asked(worker), told)
 
     def _claim_batch(
         self, worker: str, indexes: list[Ready], limit: int, batch: str, now: datetime, done: Sequence[str]
@@ -69,8 +70,9 @@ class Claims(Shared):
         row.claim += 1
         row.ready_at = None
         row.started_at = row.started_at or now
+        row.signalled = False
         self._held[worker].add(row.new.id)
-        return RunRef(row.new.shard, row.new.id, row.claim)
+        return RunRef(row.new.shard, row.new.id, row.claim, row.linked)
 
     def _is_held(self, worker: str, ref: RunRef) -> bool:
         row = self._rows.get(ref.id)
@@ -79,14 +81,26 @@ class Claims(Shared):
     def _claimed(self, ref: RunRef, warm: Mapping[str, int]) -> ClaimedRun:
         row = self._rows[ref.id]
         current = warm.get(ref.id) == ref.claim - 1
-        return ClaimedRun(row.run(), None if current else row.history(), row.wakes)
+        return ClaimedRun(row.run(), None if current else row.history(), row.wakes, row.unread())
+
+    def _signalled(self, worker: str, given: set[str]) -> list[str]:
+        """The runs that the worker held before, and whose signals it has not asked for since they came."""
+        return [run_id for run_id in sorted(self._held.get(worker, set()) - given) if self._rows[run_id].signalled]
 
     def _asked(self, worker: str) -> list[tuple[str, Request]]:
         """What is asked of the runs that the worker holds."""
         held = sorted(self._held.get(worker, ()))
         return [(run_id, asked) for run_id in held if (asked := self._rows[run_id].requested) is not None]
 
+    async def unread(self, worker: str, run_ids: Sequence[str]) -> Mapping[str, Unread]:
+        with self._lock:
+            held = self._held.get(worker, set())
+            rows = [self._rows[run_id] for run_id in dict.fromkeys(run_ids) if run_id in held]
+            for row in rows:
+                row.signalled = False
+            return {row.new.id: Unread(row.wakes, row.unread()) for row in rows}
+
     async def owned(self, worker: str) -> list[RunRef]:
         with self._lock:
             rows = [self._rows[run_id] for run_id in self._held.get(worker, ())]
-            return [RunRef(row.new.shard, row.new.id, row.claim) for row in rows]
+            return [RunRef(row.new.shard, row.new.id, row.claim, row.linked) for row in rows]

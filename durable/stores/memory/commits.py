@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from durable import requests
-from durable.model import Change, Outcome, RunWrite, State, Verb
+from durable.model import Also, Change, Outcome, RunWrite, State, Verb
 from durable.states import TERMINAL, release
+from durable.stores.memory.creating import Creating, refuse_unstorable_runs
+from durable.stores.memory.effects import Effects
 from durable.stores.memory.rows import Row, refuse_unstorable
-from durable.stores.memory.shared import Shared
 
 
-class Commits(Shared):
+class Commits(Creating, Effects):
     """Commit: each write whole or not at all."""
 
     async def commit(self, worker: str, writes: Sequence[RunWrite]) -> list[Outcome]:
@@ -20,6 +21,8 @@ class Commits(Shared):
             refuse_unstorable(text for record in write.records for text in (record.key, record.data))
             if write.change is not None:
                 refuse_unstorable((write.change.result, write.change.error, write.change.reason))
+            if write.also is not None:
+                refuse_unstorable_runs(write.also.children)
         with self._lock:
             now = self._clock.now()
             return [self._apply(worker, write, now) for write in writes]
@@ -38,9 +41,23 @@ class Commits(Shared):
         row.records.update((record.key, record) for record in new)
         if new:
             row.takeovers = 0
+            if write.also is not None:
+                self._do_also(row, write.also, [record.key for record in new], now)
         if write.change is not None:
             self._change(row, write.change, now)
         return Outcome.APPLIED
+
+    def _do_also(self, row: Row, also: Also, keys: Sequence[str], now: datetime) -> None:
+        """What comes with new records; with records that were there before, it has been done."""
+        for child in also.children:
+            self._create(child, now)
+        row.consumed.update(also.consumed)
+        for awaited in also.awaited:
+            self._await(row, awaited, now)
+        for end in also.effects:
+            self._end_effect(row, end, now)
+        if also.emits:
+            self._log(row, keys)
 
     def _change(self, row: Row, change: Change, now: datetime) -> None:
         if change.asked and (row.requested is None or row.requested.verb is not Verb.PAUSE):

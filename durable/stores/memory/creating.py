@@ -1,23 +1,22 @@
-"""New runs in the memory store."""
+"""New runs and signals in the memory store."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from durable.model import Created, NewRun
+from durable.model import Created, NewRun, NewSignal, Sent, Signal
+from durable.states import TERMINAL
 from durable.stores.memory.rows import Row, conflict, refuse_unstorable
 from durable.stores.memory.shared import Shared
 
 
 class Creating(Shared):
-    """Create runs, each once."""
+    """Create runs and send signals, each once."""
 
     async def create_runs(self, runs: Sequence[NewRun]) -> list[Created]:
-        for new in runs:
-            refuse_unstorable((new.id, new.workflow, new.version, new.input, new.input_hash, new.seed, new.key))
-            refuse_unstorable((new.request, *new.tags, *new.tags.values()))
+        refuse_unstorable_runs(runs)
         with self._lock:
             now = self._clock.now()
             return [self._create(new, now) for new in runs]
@@ -34,3 +33,49 @@ class Creating(Shared):
             self._keys[new.workflow, new.key] = new.id
         self._free(row, now + timedelta(seconds=new.delay) if new.ready_at is None else new.ready_at)
         return Created(new.id, True)
+
+    async def create_with_signal(self, run: NewRun, signal: NewSignal) -> tuple[Created, Sent]:
+        refuse_unstorable_runs([run])
+        _refuse_unstorable_signals([signal])
+        with self._lock:
+            now = self._clock.now()
+            created = self._create(run, now)
+            if created.conflict is not None or created.busy:
+                return created, Sent.NOT_FOUND
+            return created, self._send(replace(signal, run_id=created.run_id), now)
+
+    async def send_signals(self, signals: Sequence[NewSignal]) -> list[Sent]:
+        _refuse_unstorable_signals(signals)
+        with self._lock:
+            now = self._clock.now()
+            return [self._send(signal, now) for signal in signals]
+
+    def _send(self, new: NewSignal, now: datetime) -> Sent:
+        row = self._rows.get(new.run_id)
+        if row is None:
+            return Sent.NOT_FOUND
+        if row.state in TERMINAL and new.id not in row.inbox:
+            return Sent.FINISHED
+        self._deliver(row, Signal(new.id, new.name, new.data, now), now)
+        return Sent.ACCEPTED
+
+    def _ended(self, row: Row, now: datetime) -> None:
+        """Tell the parent; also one that has ended: an operator may have it go on."""
+        super()._ended(row, now)
+        parent = None if row.new.parent is None else self._rows.get(row.new.parent)
+        if parent is not None:
+            data = f'{{"state": "{row.state}", "result": {row.result or "null"}, "error": {row.error or "null"}}}'
+            self._deliver(parent, Signal(row.new.id, f"child/{row.new.parent_key}", data, now), now)
+
+
+def refuse_unstorable_runs(runs: Iterable[NewRun]) -> None:
+    """As ``refuse_unstorable``, for all text of new runs."""
+    for new in runs:
+        refuse_unstorable((new.id, new.workflow, new.version, new.input, new.input_hash, new.seed, new.key))
+        refuse_unstorable((new.queue, new.limit_key, new.concurrency_key, new.parent, new.parent_key))
+        refuse_unstorable((new.request, *new.tags, *new.tags.values()))
+
+
+def _refuse_unstorable_signals(signals: Iterable[NewSignal]) -> None:
+    for signal in signals:
+        refuse_unstorable((signal.run_id, signal.id, signal.name, signal.data))

@@ -9,7 +9,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from durable.errors import PayloadError
-from durable.model import SUSPECT_AFTER, Kind, NewRun, Record, Request, Run, RunFilter, RunSummary, State
+from durable.model import SUSPECT_AFTER, Kind, NewRun, Record, Request, Run, RunFilter, RunSummary, Signal, State
 
 
 @dataclass(slots=True)
@@ -31,10 +31,21 @@ class Row:
     takeovers: int = 0
     wakes: int = 0
     records: dict[str, Record] = field(default_factory=dict[str, Record])
+    inbox: dict[str, Signal] = field(default_factory=dict[str, Signal])  # by id, in the order of arrival
+    consumed: set[str] = field(default_factory=set[str])  # ids of signals
+    signalled: bool = False  # it got signals that its holder has not asked for
+    makes: bool = False  # it has made, or makes, an effect that runs share
 
     @property
     def suspect(self) -> bool:
         return self.takeovers >= SUSPECT_AFTER
+
+    @property
+    def linked(self) -> bool:
+        return self.makes or self.new.parent is not None or self.new.concurrency_key is not None
+
+    def unread(self) -> list[Signal]:
+        return [signal for signal in self.inbox.values() if signal.id not in self.consumed]
 
     def history(self) -> list[Record]:
         return sorted(self.records.values(), key=lambda record: record.seq)
@@ -71,6 +82,8 @@ class Row:
             and all(self.new.tags.get(name) == value for name, value in where.tags.items())
             and (where.created_after is None or self.created_at >= where.created_after)
             and (where.created_before is None or self.created_at < where.created_before)
+            and (where.queue is None or self.new.queue == where.queue)
+            and (where.parent is None or self.new.parent == where.parent)
         )
 
 
@@ -123,6 +136,12 @@ def _summary(row: Row) -> dict[str, Any]:
         "claim": row.claim,
         "takeovers": row.takeovers,
         "shard": new.shard,
+        "queue": new.queue,
+        "priority": new.priority,
+        "limit_key": new.limit_key,
+        "concurrency_key": new.concurrency_key,
+        "parent": new.parent,
+        "linked": row.linked,
     }
 
 

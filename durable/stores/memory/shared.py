@@ -11,7 +11,7 @@ from datetime import datetime
 
 from durable.clock import HostClock
 from durable.errors import RunNotFound
-from durable.model import RunRef
+from durable.model import RunRef, Signal, State
 from durable.store import Clock, Route
 from durable.stores.memory.rows import Ready, Row
 
@@ -32,7 +32,7 @@ class Shared:
     def _free(self, row: Row, ready_at: datetime) -> None:
         """Let the run be claimed from ``ready_at`` on."""
         row.ready_at = ready_at
-        self._index(Route(row.new.workflow, row.new.version)).add(ready_at, row.new.id)
+        self._index(Route(row.new.workflow, row.new.version, row.new.queue)).add(ready_at, row.new.id)
 
     def _index(self, route: Route) -> Ready:
         index = self._ready.get(route)
@@ -45,6 +45,21 @@ class Shared:
         if row is None:
             raise RunNotFound(f"there is no run {run_id!r}")
         return row
+
+    # -- inboxes ----------------------------------------------------------------------------------
+
+    def _deliver(self, row: Row, signal: Signal, now: datetime) -> None:
+        """Put the signal into the run's inbox, unless it was there before."""
+        if signal.id not in row.inbox:
+            row.inbox[signal.id] = signal
+            self._wake(row, now)
+
+    def _wake(self, row: Row, now: datetime) -> None:
+        """Only a run that waits is ready: one that is delayed, backs off, sleeps or is paused has its own time."""
+        row.wakes += 1
+        row.signalled = row.owner is not None
+        if row.state is State.WAITING and row.owner is None and (row.ready_at is None or row.ready_at > now):
+            self._free(row, now)
 
     # -- hooks ------------------------------------------------------------------------------------
 

@@ -8,11 +8,13 @@ and opening it again, or sharing it between engines, is how a test plays a resta
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from durable.store import Clock, Hint
+from durable.errors import ConfigurationError
+from durable.model import Outcome, RunWrite
+from durable.store import Clock, Hint, OnConnection
 from durable.stores.memory.claims import Claims
 from durable.stores.memory.commits import Commits
 from durable.stores.memory.creating import Creating
@@ -70,6 +72,21 @@ class MemoryStore(Workers, Claims, Commits, Creating, Requesting, Reading):
 
     async def migrate(self) -> None:
         return
+
+    # -- a connection, which memory has not --------------------------------------------------------
+
+    async def transact(
+        self,
+        worker: str,  # noqa: ARG002  (the seam's signature)
+        work: Callable[[Any], Any],  # noqa: ARG002
+        on_loop: bool,  # noqa: ARG002
+        write: Callable[[Any], Awaitable[RunWrite]],  # noqa: ARG002
+    ) -> Outcome:
+        raise ConfigurationError("the memory store has no connection: ctx.transaction needs Postgres or SQLite")
+
+    @property
+    def on_connection(self) -> OnConnection | None:
+        return None
 
     # -- hints ------------------------------------------------------------------------------------
 
