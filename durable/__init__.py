@@ -1,10 +1,13 @@
 """Durable workflows for Python on the database you already have."""
 
+from durable.children import ChildHandle
 from durable.client import Page
 from durable.context import Context
 from durable.engine import Engine
 from durable.errors import (
     AmbiguousName,
+    ChildFailed,
+    ConcurrencyConflict,
     ConfigurationError,
     DurableError,
     InvalidArgument,
@@ -28,11 +31,14 @@ from durable.errors import (
     StepFailed,
     StoreUnavailable,
     UnknownWorkflow,
+    WaitTimeout,
     WorkflowError,
 )
 from durable.handle import RunHandle
 from durable.hooks import HookEvent
-from durable.model import Failure, Request, Run, RunSummary, State, TimelineEntry
+from durable.messenger import EmittedEvent
+from durable.model import Debounce, Failure, Policy, Queue, Rate, Request, Run, RunSummary, State, TimelineEntry
+from durable.newruns import TriggerOptions
 from durable.retry import Retry
 from durable.steps import CurrentStep, current_step
 from durable.store import Store
@@ -41,10 +47,15 @@ from durable.workflow import Workflow, workflow
 
 __all__ = [
     "AmbiguousName",
+    "ChildFailed",
+    "ChildHandle",
+    "ConcurrencyConflict",
     "ConfigurationError",
     "Context",
     "CurrentStep",
+    "Debounce",
     "DurableError",
+    "EmittedEvent",
     "Engine",
     "Failure",
     "HookEvent",
@@ -56,6 +67,9 @@ __all__ = [
     "Page",
     "PayloadError",
     "PayloadTooLarge",
+    "Policy",
+    "Queue",
+    "Rate",
     "Request",
     "ResultTypeUnknown",
     "Retry",
@@ -77,7 +91,9 @@ __all__ = [
     "Store",
     "StoreUnavailable",
     "TimelineEntry",
+    "TriggerOptions",
     "UnknownWorkflow",
+    "WaitTimeout",
     "WorkerOptions",
     "Workflow",
     "WorkflowError",

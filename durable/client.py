@@ -6,16 +6,15 @@ It executes nothing; the engine adds the worker.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, TypeVar, overload
+from datetime import datetime
+from typing import Any, Generic, TypeVar, Unpack, cast, overload
 
-from durable.codec import MISSING, canonical_hash, codec_for
-from durable.committer import Creator
-from durable.durations import seconds
+from durable.codec import MISSING, codec_for
+from durable.committer import Sender
 from durable.errors import (
+    ConcurrencyConflict,
     ConfigurationError,
     InvalidArgument,
     KeyConflict,
@@ -24,12 +23,13 @@ from durable.errors import (
 )
 from durable.handle import RunHandle
 from durable.hooks import Callback, EventName, Hooks
-from durable.ids import check_run_id, new_id
-from durable.model import NewRun, Request, Run, RunFilter, RunSummary, State, TimelineEntry, Verb
-from durable.names import check_key, check_name, check_note, check_tags
+from durable.ids import check_run_id
+from durable.model import Created, NewRun, Request, Run, RunFilter, RunSummary, State, TimelineEntry, Verb
+from durable.names import check_key, check_name, check_note
+from durable.newruns import ChildOptions, TriggerOptions, new_run
 from durable.results import Results
 from durable.states import TERMINAL
-from durable.store import Hint, Store
+from durable.store import Hint, OnConnection, Store
 from durable.timeline import timeline
 from durable.workflow import Workflow
 
@@ -60,7 +60,7 @@ class Client:
         self._store = store
         self._workflows: dict[tuple[str, str], Workflow[Any, Any]] = {}  # by name and version
         self._connected = False
-        self._creator = Creator(store)
+        self._creator = Sender(store.create_runs)
         self._results = Results(store)
         self._hooks = Hooks(store)
         self.register(*workflows)
@@ -108,65 +108,50 @@ class Client:
         workflow: Workflow[In, Out],
         input: In = ...,
         *,
-        run_id: str | None = None,
-        key: str | None = None,
-        at: datetime | None = None,
-        delay: float | timedelta | None = None,
-        tags: Mapping[str, str] | None = None,
+        connection: Any = None,
+        **options: Unpack[TriggerOptions],
     ) -> RunHandle[Out]: ...
     @overload
     async def trigger(
-        self,
-        workflow: str,
-        input: Any = ...,
-        *,
-        run_id: str | None = None,
-        key: str | None = None,
-        at: datetime | None = None,
-        delay: float | timedelta | None = None,
-        tags: Mapping[str, str] | None = None,
-        version: str | None = None,
+        self, workflow: str, input: Any = ..., *, connection: Any = None, **options: Unpack[TriggerOptions]
     ) -> RunHandle[Any]: ...
     async def trigger(
         self,
         workflow: Workflow[Any, Any] | str,
         input: Any = MISSING,  # noqa: A002
         *,
-        run_id: str | None = None,
-        key: str | None = None,
-        at: datetime | None = None,
-        delay: float | timedelta | None = None,
-        tags: Mapping[str, str] | None = None,
-        version: str | None = None,
+        connection: Any = None,
+        **options: Unpack[TriggerOptions],
     ) -> RunHandle[Any]:
         """Create a run. When this returns, the run is committed.
 
         Args:
             workflow: The workflow; or its name, when the engine knows it or is a client without any.
             input: May be left out when the workflow takes none or has a default.
-            run_id: The run's id, a UUIDv7, made by you; triggering again with it returns the same run.
-            key: One ``(workflow, key)`` is one run: a second trigger returns the first run's handle.
-            at: Not before this time; aware.
-            delay: Not before this many seconds (or timedelta) from now, by the store's clock.
-            tags: For lists and filters, such as ``{"tenant": "acme"}``.
-            version: With a name only; default: the one that is registered, else "1".
+            connection: A connection or session of your own to the same database, with a transaction open: the run is
+                created in it, and exists once you commit. psycopg, ``sqlite3``, SQLAlchemy or Django.
+            options: ``run_id``, ``key``, ``at``, ``delay``, ``tags``, ``version``, ``queue``, ``priority``,
+                ``limit_key``, ``concurrency_key``, ``concurrency_policy`` and ``debounce``: see ``TriggerOptions``.
 
         Raises:
             InvalidArgument: An argument is out of its range.
             UnknownWorkflow: The engine has workflows, and this is none of them.
             KeyConflict: The key or run id belongs to a run with another input.
+            ConcurrencyConflict: Another run is active under the concurrency key, and the policy is ``reject``.
             PayloadError: The input does not fit the workflow's declared type.
             StoreUnavailable: The store did not answer; whether the run exists is unknown.
         """
-        found = self._find(workflow, version)
-        new = self._new_run(found, workflow, input, version, run_id, key, at, delay, tags)
-        created = await self._creator.create(new)
+        found, new = self._new_run(workflow, input, options)
+        if connection is not None:
+            on_connection = self._on_connection(connection)
+            answer = on_connection.trigger(connection, new)
+            created: Created = await answer if on_connection.is_async(connection) else answer
+            return self._triggered(found, new, created)
+        created = await self._creator.send(new)
         if created.created:  # told before the worker is: it may start the run before this task goes on
             self._hooks.emit("run_triggered", run_id=created.run_id, workflow=new.workflow)
         self._announce()
-        if created.conflict is not None:
-            raise KeyConflict(created.conflict, run_id=created.run_id)
-        return self._handle(found, created.run_id, created.created)
+        return self._triggered(found, new, created)
 
     @overload
     async def trigger_many(
@@ -175,7 +160,7 @@ class Client:
         inputs: Sequence[In],
         *,
         keys: Sequence[str] | None = None,
-        tags: Mapping[str, str] | None = None,
+        **options: Unpack[ChildOptions],
     ) -> list[RunHandle[Out]]: ...
     @overload
     async def trigger_many(
@@ -184,8 +169,7 @@ class Client:
         inputs: Sequence[Any],
         *,
         keys: Sequence[str] | None = None,
-        tags: Mapping[str, str] | None = None,
-        version: str | None = None,
+        **options: Unpack[ChildOptions],
     ) -> list[RunHandle[Any]]: ...
     async def trigger_many(
         self,
@@ -193,13 +177,17 @@ class Client:
         inputs: Sequence[Any],
         *,
         keys: Sequence[str] | None = None,
-        tags: Mapping[str, str] | None = None,
-        version: str | None = None,
+        **options: Unpack[ChildOptions],
     ) -> list[RunHandle[Any]]:
         """Create one run for each input; the handles are in the order of the inputs.
 
         All inputs and keys are checked before the first run is created. The runs are committed in batches: after
         a ``StoreUnavailable`` some may exist, and triggering again with the same keys is safe.
+
+        Args:
+            keys: One for each input.
+            options: ``tags``, ``version``, ``queue``, ``priority`` and ``limit_key``, for all of them: see
+                ``TriggerOptions``.
 
         Raises:
             InvalidArgument: ``keys`` has another length, or an argument is out of its range.
@@ -208,20 +196,16 @@ class Client:
         """
         if keys is not None and len(keys) != len(inputs):
             raise InvalidArgument(f"{len(inputs)} inputs and {len(keys)} keys")
-        found = self._find(workflow, version)
         new = [
-            self._new_run(found, workflow, value, version, None, key, None, None, tags)
+            self._new_run(workflow, value, cast("TriggerOptions", {**options, "key": key}))
             for value, key in zip(inputs, keys if keys is not None else (None,) * len(inputs), strict=True)
         ]
-        created = await asyncio.gather(*(self._creator.create(run) for run in new))
+        created = await asyncio.gather(*(self._creator.send(run) for _, run in new))
         self._announce()
-        for answer in created:
+        for (_, run), answer in zip(new, created, strict=True):
             if answer.created:
-                self._hooks.emit("run_triggered", run_id=answer.run_id, workflow=new[0].workflow)
-        for answer in created:
-            if answer.conflict is not None:
-                raise KeyConflict(answer.conflict, run_id=answer.run_id)
-        return [self._handle(found, answer.run_id, answer.created) for answer in created]
+                self._hooks.emit("run_triggered", run_id=answer.run_id, workflow=run.workflow)
+        return [self._triggered(found, run, answer) for (found, run), answer in zip(new, created, strict=True)]
 
     @overload
     async def handle(
@@ -272,37 +256,34 @@ class Client:
         return found[0] if found else None
 
     def _new_run(
-        self,
-        found: Workflow[Any, Any] | None,
-        workflow: Workflow[Any, Any] | str,
-        value: Any,
-        version: str | None,
-        run_id: str | None,
-        key: str | None,
-        at: datetime | None,
-        delay: float | timedelta | None,
-        tags: Mapping[str, str] | None,
-    ) -> NewRun:
+        self, workflow: Workflow[Any, Any] | str, value: Any, options: TriggerOptions
+    ) -> tuple[Workflow[Any, Any] | None, NewRun]:
+        """The workflow, when it is known here, and the run to create."""
         self._check_connected()
-        if at is not None and delay is not None:
-            raise InvalidArgument("give at or delay, not both")
-        if at is not None and at.tzinfo is None:
-            raise InvalidArgument("at has no time zone")
-        text = _encoded(found, value)
-        now = self._store.clock.now()
-        return NewRun(
-            id=new_id(now) if run_id is None else check_run_id(run_id),
-            workflow=workflow.name if isinstance(workflow, Workflow) else workflow,
-            version=found.version if found is not None else check_name(version or "1", "workflow version"),
-            input=text,
-            input_hash=canonical_hash(text),
-            seed=secrets.token_hex(16),
-            key=None if key is None else check_key(key, "key"),
-            tags=check_tags(tags) if tags else {},
-            ready_at=None if at is None else at.astimezone(UTC),
-            delay=0.0 if delay is None else seconds(delay, "delay"),
-            request=None if run_id is None else new_id(now),
-        )
+        found = self._find(workflow, options.get("version"))
+        return found, new_run(self._store.clock.now(), found or workflow, value, **options)
+
+    def _triggered(self, found: Workflow[Any, Any] | None, new: NewRun, created: Created) -> RunHandle[Any]:
+        if created.conflict is not None:
+            raise KeyConflict(created.conflict, run_id=created.run_id)
+        if created.busy:
+            raise ConcurrencyConflict(
+                f"run {created.run_id} of workflow {new.workflow!r} is active under concurrency key "
+                f"{new.concurrency_key!r}",
+                run_id=created.run_id,
+            )
+        if created.replaced:
+            self._store.announce(Hint.WORK | Hint.REQUEST)
+        return self._handle(found, created.run_id, created.created)
+
+    def _on_connection(self, connection: Any) -> OnConnection:
+        """What works on a connection of the user's own."""
+        offered = self._store.on_connection
+        if offered is None or not offered.accepts(connection):
+            raise InvalidArgument(
+                f"{self._store.url} cannot work on a {type(connection).__module__}.{type(connection).__qualname__}"
+            )
+        return offered
 
     def _announce(self) -> None:
         self._poke()
@@ -346,12 +327,15 @@ class Client:
         tags: Mapping[str, str] | None = None,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        queue: str | None = None,
+        parent: str | None = None,
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page[RunSummary]:
         """Runs that meet all given conditions, newest first, without their payloads.
 
         Args:
+            parent: The run that called them.
             limit: At most so many, 1 to 1,000.
             cursor: ``next_cursor`` of the page before.
 
@@ -368,7 +352,8 @@ class Client:
             wanted = None if state is None else State(state)
         except ValueError:
             raise InvalidArgument(f"no state {state!r}; there are {', '.join(State)}") from None
-        where = RunFilter(workflow, version, wanted, dict(tags or {}), created_after, created_before)
+        parent = None if parent is None else check_run_id(parent)
+        where = RunFilter(workflow, version, wanted, dict(tags or {}), created_after, created_before, queue, parent)
         before = None if cursor is None else check_run_id(cursor)
         runs = await self._store.list_runs(where, limit + 1, before)
         return Page(runs[:limit], runs[limit - 1].id if len(runs) > limit else None)
@@ -430,15 +415,3 @@ _CARRIED_OUT: dict[tuple[Verb, State | None], EventName] = {
 def new_request(verb: Verb, reason: str, by: str) -> Request:
     """A request whose texts have been checked."""
     return Request(verb, check_note(reason, "reason"), check_note(by, "by"))
-
-
-def _encoded(found: Workflow[Any, Any] | None, value: Any) -> str | None:
-    if found is None:
-        return None if value is MISSING else codec_for(Any).round_trip(value, "the input")[0]
-    if value is not MISSING and (found.takes_input or value is not None):
-        if not found.takes_input:
-            raise InvalidArgument(f"{found!r} takes no input")
-        return found.encode_input(value)
-    if found.takes_input and not found.input_has_default:
-        raise InvalidArgument(f"{found!r} needs an input")
-    return None

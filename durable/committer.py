@@ -16,9 +16,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 from durable.errors import DurableError, PayloadError, StoreUnavailable
-from durable.model import Also, Change, Created, NewRun, Outcome, Record, RunRef, RunWrite
+from durable.model import Also, Change, Outcome, Record, RunRef, RunWrite
 from durable.store import Store
 
+Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 T = TypeVar("T")
 
@@ -221,41 +222,38 @@ def _together(first: Also | None, second: Also | None) -> Also | None:
     )
 
 
-class Creator:
-    """Group commit of triggers. Unfenced, so apart from the workers' writes.
+class Sender(Generic[Item, Answer]):
+    """Group commit of what needs no lease: triggers, signals, events. Apart from the workers' writes.
 
     Args:
-        store: Where to.
-        patience: Seconds for which a trigger is sent again while the store does not answer.
+        send: Sends a batch to the store; one answer for each item, in order.
+        patience: Seconds for which a batch is sent again while the store does not answer.
     """
 
-    def __init__(self, store: Store, patience: float = 10.0) -> None:
-        self._store = store
+    def __init__(self, send: Callable[[list[Item]], Awaitable[Sequence[Answer]]], patience: float = 10.0) -> None:
+        self._send = send
         self._patience = patience
-        self._group = GroupCommit[tuple[NewRun, asyncio.Future[Created]]](self._flush)
+        self._group = GroupCommit[tuple[Item, asyncio.Future[Answer]]](self._flush)
 
-    async def create(self, run: NewRun) -> Created:
-        """The run, or the one that holds its key.
+    async def send(self, item: Item) -> Answer:
+        """The store's answer to ``item``.
 
         Raises:
-            StoreUnavailable: No answer within the patience; whether the run exists is unknown, and triggering
-                again with the same key or run id is safe.
+            StoreUnavailable: No answer within the patience; whether it was stored is unknown.
             PayloadError: The database refuses the data.
         """
-        answer: asyncio.Future[Created] = asyncio.get_running_loop().create_future()
-        self._group.add((run, answer))
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._group.add((item, answer))
         return await answer
 
     async def drained(self) -> None:
         await self._group.drained()
 
-    async def _flush(self, batch: list[tuple[NewRun, asyncio.Future[Created]]]) -> None:
+    async def _flush(self, batch: list[tuple[Item, asyncio.Future[Answer]]]) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._patience
         try:
-            answers = await resending(
-                lambda: self._store.create_runs([run for run, _ in batch]), lambda: loop.time() >= deadline
-            )
+            answers = await resending(lambda: self._send([item for item, _ in batch]), lambda: loop.time() >= deadline)
         except PayloadError as error:
             if len(batch) > 1:
                 middle = len(batch) // 2
@@ -271,7 +269,7 @@ class Creator:
                     future.set_result(answer)
 
 
-def _fail(batch: list[tuple[NewRun, asyncio.Future[Created]]], error: Exception) -> None:
+def _fail(batch: list[tuple[Item, asyncio.Future[Answer]]], error: Exception) -> None:
     for _, future in batch:
         if not future.done():
             future.set_exception(error)

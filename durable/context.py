@@ -19,7 +19,7 @@ from durable.exchange import Wait
 from durable.execution import Execution
 from durable.model import Kind, NewRun
 from durable.names import check_key, check_name
-from durable.newruns import new_run
+from durable.newruns import ChildOptions, new_run
 from durable.replay import Operation
 from durable.retry import Retry, as_retry
 from durable.stepping import Stepping
@@ -32,16 +32,6 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-
-class ChildOptions(TypedDict, total=False):
-    """How a child is triggered; see ``Context.call``."""
-
-    version: str | None
-    queue: str | None
-    priority: int | None
-    limit_key: str | None
-    tags: Mapping[str, str] | None
 
 
 class MapOptions(TypedDict, total=False):

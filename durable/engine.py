@@ -15,8 +15,8 @@ from typing import Any, Self
 from durable import failures
 from durable.durations import seconds
 from durable.errors import InvalidArgument, SchemaOutdated, SchemaTooNew
-from durable.model import Failure
-from durable.operator import Operator
+from durable.model import Failure, Queue
+from durable.operator import Operator, check_queue
 from durable.sql import check_schema
 from durable.store import Store
 from durable.stores import store_for
@@ -45,6 +45,7 @@ class Engine(Operator):
         schema: The Postgres schema; lower-case letters, digits and ``_``.
         auto_migrate: Bring the schema up to date at start; else a schema that is behind is an error.
         step_timeout: Default timeout of each step attempt, seconds or timedelta; None: no limit.
+        queues: Limits of queues, stored at start; see ``set_limits``.
         redact: Called with the message and the traceback of every error before it is stored; returns what to store.
 
     Raises:
@@ -61,6 +62,7 @@ class Engine(Operator):
         schema: str = "durable",
         auto_migrate: bool = True,
         step_timeout: float | timedelta | None = None,
+        queues: Iterable[Queue] = (),
         redact: Callable[[str], str] | None = None,
     ) -> None:
         check_schema(schema)
@@ -69,6 +71,9 @@ class Engine(Operator):
         self._options = worker or WorkerOptions()
         self._auto_migrate = auto_migrate
         self._step_timeout = None if step_timeout is None else seconds(step_timeout, "step_timeout")
+        self._queues = tuple(queues)
+        for queue in self._queues:
+            check_queue(queue)
         self._redact = redact
         self._worker: Worker | None = None
 
@@ -156,6 +161,8 @@ class Engine(Operator):
         await self._store.open()
         try:
             await self._check_schema_version()
+            if self._queues:
+                await self._store.put_queues(self._queues)
         except BaseException:
             await self._store.close()
             raise
@@ -180,7 +187,8 @@ class Engine(Operator):
         if not self._connected:  # stopped twice: the store may be another engine's too
             return
         self._connected = False
-        await self._creator.drained()
+        for sender in (self._creator, self._signals, self._publisher):
+            await sender.drained()
         await self._results.stop()
         await self._hooks.drained(_OBSERVERS)
         await self._store.close()

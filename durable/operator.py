@@ -6,17 +6,19 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from durable.client import Client, new_request
+from durable.client import new_request
 from durable.durations import seconds
 from durable.errors import InvalidArgument, RunFinished
 from durable.ids import check_run_id
-from durable.model import RunSummary, State, Verb
+from durable.messenger import Messenger
+from durable.model import Queue, Rate, RunSummary, State, Verb
+from durable.names import check_name
 
 _PAGE = 1000
 _PRUNE_BATCH = 500
 
 
-class Operator(Client):
+class Operator(Messenger):
     """A client that also changes the fate of runs."""
 
     async def pause(self, run_id: str, *, reason: str = "", by: str = "") -> None:
@@ -102,6 +104,24 @@ class Operator(Client):
                 count += 1
         return count
 
+    async def set_limits(self, *queues: Queue) -> None:
+        """Store the limits of these queues, for all workers; those of other queues stay as they are.
+
+        A ``Queue`` without limits lifts them. They hold for what is claimed from then on.
+
+        Raises:
+            InvalidArgument: A name or a limit is out of its range.
+        """
+        self._check_connected()
+        for queue in queues:
+            check_queue(queue)
+        await self._store.put_queues(queues)
+
+    async def limits(self) -> list[Queue]:
+        """The limits that are stored, by the name of the queue."""
+        self._check_connected()
+        return await self._store.queues()
+
     async def prune(self, older_than: float | timedelta) -> int:
         """Delete the terminal runs that ended longer ago than this, with everything that belongs to them.
 
@@ -149,3 +169,25 @@ class Operator(Client):
                 yield run
             if (cursor := page.next_cursor) is None:
                 return
+
+
+def check_queue(queue: Queue) -> None:
+    """Refuse a queue whose name or limits are out of their range.
+
+    Raises:
+        InvalidArgument: Which, and why.
+    """
+    check_name(queue.name, "queue")
+    for what, count in (("concurrency", queue.concurrency), ("per_key", queue.per_key)):
+        if count is not None and (type(count) is not int or count < 1):
+            raise InvalidArgument(f"queue {queue.name!r}: {what} must be a whole number of at least 1, not {count!r}")
+    for what, rate in (("rate", queue.rate), ("rate_per_key", queue.rate_per_key)):
+        if rate is not None:
+            _check_rate(rate, f"queue {queue.name!r}: {what}")
+
+
+def _check_rate(rate: Rate, what: str) -> None:
+    if type(rate.limit) is not int or rate.limit < 1:
+        raise InvalidArgument(f"{what}: limit must be a whole number of at least 1, not {rate.limit!r}")
+    if seconds(rate.per, f"{what}: per") <= 0:
+        raise InvalidArgument(f"{what}: per must be more than 0 s")

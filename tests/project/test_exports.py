@@ -19,6 +19,7 @@ PUBLIC = {
     *("workflow", "Workflow", "Context", "Engine", "Retry", "WorkerOptions", "Store"),
     # triggering and reading
     *("RunHandle", "Run", "RunSummary", "RunTimeout", "Page", "State", "TimelineEntry", "Failure"),
+    *("TriggerOptions", "Debounce", "Policy", "Queue", "Rate", "EmittedEvent", "ChildHandle"),
     # inside a step
     *("current_step", "CurrentStep"),
     # errors
@@ -31,6 +32,7 @@ PUBLIC = {
         "HookEvent",
         "InvalidArgument",
     ),
+    *("ChildFailed", "WaitTimeout", "ConcurrencyConflict"),
     *("UnknownWorkflow", "RunNotFound", "KeyConflict", "RunFinished", "PayloadError", "NotSerializable"),
     *(
         "Request",

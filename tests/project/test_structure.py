@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("hooks", "host", "newruns", "operations", "pulse", "results", "scheduler", "stepping", "steps"),
         *("threads", "transactions", "worker", "workflow"),
     ),
-    ("cli", "client", "engine", "handle", "http", "operator", "testing"),
+    ("cli", "client", "engine", "handle", "http", "messenger", "operator", "testing"),
 )
 PURE = LAYERS[1]
 IMPURE = {
