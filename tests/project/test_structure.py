@@ -22,19 +22,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("clock", "ids", "sql", "store"),
     ("stores",),
     (
-        *(
-            "attempts",
-            "children",
-            "committer",
-            "compensation",
-            "context",
-            "exchange",
-            "execution",
-            "fanout",
-            "heartbeat",
-        ),
-        *("hooks", "host", "newruns", "operations", "pulse", "results", "scheduler", "stepping", "steps"),
-        *("threads", "transactions", "worker", "workflow"),
+        *("attempts", "children", "committer", "compensation", "context", "effects", "exchange", "execution"),
+        *("fanout", "heartbeat", "hooks", "host", "newruns", "operations", "pulse", "results", "scheduler"),
+        *("stepping", "steps", "threads", "transactions", "worker", "workflow"),
     ),
     ("cli", "client", "engine", "handle", "http", "messenger", "operator", "testing"),
 )
