@@ -21,6 +21,7 @@ from durable.testing.conformance.life import LifeConformance
 from durable.testing.conformance.reads import ReadConformance
 from durable.testing.conformance.requests import RequestConformance
 from durable.testing.conformance.retries import RetryConformance
+from durable.testing.conformance.signals import SignalConformance
 from durable.testing.conformance.streams import StreamConformance
 from durable.testing.conformance.triggers import TriggerConformance
 from durable.testing.conformance.workers import WorkerConformance
@@ -39,6 +40,7 @@ class StoreConformance(
     CrossingConformance,
     RetryConformance,
     ErasureConformance,
+    SignalConformance,
     StreamConformance,
 ):
     """All of it. A subclass provides the fixture ``harness``."""

@@ -13,17 +13,24 @@ from itertools import count
 from typing import Any, Protocol
 from uuid import uuid4
 
+from durable import states
 from durable.model import (
+    Also,
     Change,
     Claimed,
     ClaimedRun,
     Kind,
     NewRun,
+    NewSignal,
     Outcome,
     Record,
     Run,
     RunRef,
     RunWrite,
+    Sent,
+    Signal,
+    State,
+    Unread,
 )
 from durable.store import Route, Store
 from durable.testing.clock import VirtualClock
@@ -108,8 +115,11 @@ class Worker:
     ) -> Claimed:
         answer = await self.store.claim(self.id, routes, limit, batch or str(uuid4()), warm or {}, done)
         # Any sequence will do for the seam; the tests compare with lists.
-        runs = [replace(one, records=one.records if one.records is None else list(one.records)) for one in answer.runs]
-        return replace(answer, runs=runs)
+        runs = [
+            replace(one, records=one.records if one.records is None else list(one.records), signals=list(one.signals))
+            for one in answer.runs
+        ]
+        return replace(answer, runs=runs, signalled=list(answer.signalled))
 
     async def take(self) -> ClaimedRun:
         """Claim, and have exactly one run."""
@@ -126,13 +136,29 @@ class Worker:
                 outcomes[at] = outcome
         return outcomes
 
-    async def write(self, run: ClaimedRun | RunRef, *records: Record, change: Change | None = None) -> Outcome:
+    async def write(
+        self, run: ClaimedRun | RunRef, *records: Record, change: Change | None = None, also: Also | None = None
+    ) -> Outcome:
         ref = run.ref if isinstance(run, ClaimedRun) else run
-        return (await self.commit(RunWrite(ref, list(records), change)))[0]
+        return (await self.commit(RunWrite(ref, list(records), change, also)))[0]
 
-    async def apply(self, run: ClaimedRun | RunRef, *records: Record, change: Change | None = None) -> None:
+    async def apply(
+        self, run: ClaimedRun | RunRef, *records: Record, change: Change | None = None, also: Also | None = None
+    ) -> None:
         """Write, and see it applied."""
-        assert await self.write(run, *records, change=change) is Outcome.APPLIED
+        assert await self.write(run, *records, change=change, also=also) is Outcome.APPLIED
+
+    async def wait(self, run: ClaimedRun, *records: Record, also: Also | None = None, wakes: int | None = None) -> None:
+        """Park the run, which waits without a deadline; by the counter of its claim, unless another one is given."""
+        seen = run.wakes if wakes is None else wakes
+        change = states.park(State.RUNNING, ready_at=None, wakes=seen, waiting=True)
+        await self.apply(run, *records, change=change, also=also)
+
+    async def unread(self, run: ClaimedRun | RunRef) -> Unread:
+        """What the run, which this worker holds, has not consumed."""
+        run_id = (run.ref if isinstance(run, ClaimedRun) else run).id
+        found = (await self.store.unread(self.id, [run_id]))[run_id]
+        return replace(found, signals=list(found.signals))
 
 
 async def create(store: Store, *runs: NewRun) -> list[str]:
@@ -148,6 +174,16 @@ async def claimed(store: Store, **other: Any) -> tuple[Worker, ClaimedRun]:
     await create(store, new_run(**other))
     worker = await Worker.start(store)
     return worker, await worker.take()
+
+
+async def send(store: Store, run_id: str, *ids: str, name: str = "approval", data: str = "true") -> None:
+    """Send signals with these ids, and see them accepted."""
+    signals = [NewSignal(run_id, one, name, data) for one in ids]
+    assert await store.send_signals(signals) == [Sent.ACCEPTED] * len(ids)
+
+
+def ids_of(signals: Sequence[Signal]) -> list[str]:
+    return [signal.id for signal in signals]
 
 
 async def read(store: Store, run_id: str) -> Run:
