@@ -10,6 +10,7 @@ The tests are coroutines, so pytest needs a plugin that runs them (here pytest-a
 fails. No test sleeps: where time is the subject, it waits for the store's clock, or moves a virtual one.
 """
 
+from durable.testing.conformance.children import ChildConformance
 from durable.testing.conformance.claims import ClaimConformance
 from durable.testing.conformance.commits import CommitConformance
 from durable.testing.conformance.crossings import CrossingConformance
@@ -41,6 +42,7 @@ class StoreConformance(
     RetryConformance,
     ErasureConformance,
     SignalConformance,
+    ChildConformance,
     StreamConformance,
 ):
     """All of it. A subclass provides the fixture ``harness``."""

@@ -15,6 +15,7 @@ from durable.model import Also, Kind, NewSignal, Outcome, Request, Sent, State, 
 from durable.store import Store
 from durable.testing.conformance.harness import (
     NEVER,
+    ROUTE,
     StoreHarness,
     Worker,
     claimed,
@@ -262,9 +263,8 @@ class SignalConformance:
         neighbour, two = await claimed(store)
         assert (await worker.claim()).signalled == []
         await send(other, one.run.id, "s1")
-        for limit, routes in ((0, []), (0, []), (1000, None)):
-            answer = await (worker.claim(limit, routes) if routes is not None else worker.claim())
-            assert answer.signalled == [one.run.id]
+        for limit in (0, 0, 1000):
+            assert (await worker.claim(limit, [ROUTE] if limit else ())).signalled == [one.run.id]
         assert (await neighbour.claim()).signalled == []
         await worker.unread(one)
         assert (await worker.claim()).signalled == []
