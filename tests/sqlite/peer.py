@@ -19,7 +19,7 @@ ROUTE = Route("order", "1")
 
 
 def new_runs(count: int) -> list[NewRun]:
-    return [NewRun(str(uuid4()), *ROUTE, input='{"sku":"tea"}', input_hash="h", seed="5eed") for _ in range(count)]
+    return [NewRun(str(uuid4()), *ROUTE[:2], input='{"sku":"tea"}', input_hash="h", seed="5eed") for _ in range(count)]
 
 
 def step(ref: RunRef, seq: int, at: Any) -> RunWrite:

@@ -63,20 +63,24 @@ def _maybe_moment(at: int | None) -> datetime | None:
 
 
 class Flush(NamedTuple):
-    """A batch of writes as the flush statement takes it, apart from the time."""
+    """A batch of writes as the flush statement takes it, apart from the time and the worker."""
 
     claims: str
     records: str
     changes: str
+    also: str  # empty for nothing
 
 
-def encode_writes(writes: Sequence[RunWrite], worker: str, now: datetime, aside: Mapping[str, Sequence[str]]) -> Flush:
+def encode_writes(
+    writes: Sequence[RunWrite], worker: str, now: datetime, aside: Mapping[str, Sequence[str]], also: str
+) -> Flush:
     """Everything that ``worker`` writes in one flush; ``aside``: run id → keys of the records to set aside."""
     changes = {w.ref.id: _change_row(w, now, aside.get(w.ref.id)) for w in writes if w.change is not None}
     return Flush(
         encode({write.ref.id: write.ref.claim for write in writes}),
         encode({w.ref.id: {r.key: _body(r, worker) for r in w.records} for w in writes if w.records}),
         encode(changes) if changes else "{}",
+        also,
     )
 
 
@@ -133,6 +137,12 @@ def encode_new_runs(runs: Sequence[NewRun]) -> str:
                 run.seed,
                 encode(dict(run.tags)),
                 run.input,
+                run.queue,
+                run.limit_key,
+                run.concurrency_key,
+                run.parent,
+                run.parent_key,
+                run.priority,
             )
             for run in runs
         ]
@@ -207,7 +217,9 @@ def decode_summaries(document: str) -> list[RunSummary]:
 
 def _summary(row: list[Any]) -> dict[str, Any]:
     run_id, workflow, version, state, created, key, tags, started, ended, ready, *rest = row
-    reason, requested, owner, claim, takeovers, shard = rest
+    reason, requested, owner, claim, takeovers, shard, queue, priority, limit_key, concurrency_key, parent, linked = (
+        rest
+    )
     return {
         "id": run_id,
         "workflow": workflow,
@@ -225,6 +237,12 @@ def _summary(row: list[Any]) -> dict[str, Any]:
         "claim": claim,
         "takeovers": takeovers,
         "shard": shard,
+        "queue": queue,
+        "priority": priority,
+        "limit_key": limit_key,
+        "concurrency_key": concurrency_key,
+        "parent": parent,
+        "linked": bool(linked),
     }
 
 

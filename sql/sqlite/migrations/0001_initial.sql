@@ -25,6 +25,7 @@ CREATE TABLE durable_runs (
     shard INTEGER NOT NULL,
     workflow TEXT NOT NULL,
     version TEXT NOT NULL,
+    queue TEXT NOT NULL DEFAULT 'default',
     priority INTEGER NOT NULL DEFAULT 0 CHECK (priority BETWEEN 0 AND 9),
     state TEXT NOT NULL CHECK (state IN (
         'pending', 'running', 'sleeping', 'waiting', 'paused', 'compensating',
@@ -44,13 +45,19 @@ CREATE TABLE durable_runs (
     seed TEXT NOT NULL,
     reason TEXT,
     tags TEXT NOT NULL,                    -- a JSON object
+    limit_key TEXT,                        -- whose share of its queue's limits it uses
+    concurrency_key TEXT,                  -- at most one run of the workflow with this key is active
+    parent TEXT,                           -- id of the run that called it
+    parent_key TEXT,                       -- the key of the record of that call
+    linked INTEGER NOT NULL DEFAULT 0,     -- its end concerns others
     result TEXT,
     error TEXT,
     CHECK (owner IS NULL OR ready_at IS NULL)
 ) STRICT;
 
--- What is due: one probe per route. It holds no run that waits for anything but time.
-CREATE INDEX durable_runs_ready ON durable_runs (workflow, version, priority, ready_at) WHERE ready_at IS NOT NULL;
+-- What is due: one probe per route and priority. It holds no run that waits for anything but time.
+CREATE INDEX durable_runs_ready ON durable_runs (workflow, version, queue, priority, ready_at)
+WHERE ready_at IS NOT NULL;
 
 -- What is asked of the runs of a worker, which it reads with every claim; next to nothing is in here.
 CREATE INDEX durable_runs_requested ON durable_runs (owner) WHERE requested IS NOT NULL;
