@@ -15,6 +15,7 @@ from durable.testing.conformance.claims import ClaimConformance
 from durable.testing.conformance.commits import CommitConformance
 from durable.testing.conformance.crossings import CrossingConformance
 from durable.testing.conformance.erasure import ErasureConformance
+from durable.testing.conformance.events import EventConformance
 from durable.testing.conformance.fences import FenceConformance
 from durable.testing.conformance.harness import StoreHarness
 from durable.testing.conformance.hostile import HostileConformance
@@ -43,6 +44,7 @@ class StoreConformance(
     ErasureConformance,
     SignalConformance,
     ChildConformance,
+    EventConformance,
     StreamConformance,
 ):
     """All of it. A subclass provides the fixture ``harness``."""
