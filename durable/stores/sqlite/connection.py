@@ -10,7 +10,8 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,10 @@ T = TypeVar("T")
 
 class Refused(PayloadError):
     """One of our own triggers refused a statement; nothing was written."""
+
+
+class Stale(StoreUnavailable):
+    """A statement of this connection was never read to its end: it cannot write before it is opened again."""
 
 
 _OLDEST = (3, 38, 0)  # the JSON operators and STRICT tables
@@ -67,7 +72,7 @@ class Connection:
             raise self._translated(error) from error
         try:
             self._patiently(self._prepare)
-            self._file = _identity(path)
+            self._file = identity(path)
         except BaseException:
             self._raw.close()
             raise
@@ -84,7 +89,7 @@ class Connection:
         Raises:
             StoreUnavailable: The file was removed or replaced.
         """
-        if _identity(self._path) != self._file:
+        if identity(self._path) != self._file:
             raise StoreUnavailable(f"{self._path} was removed or replaced while it was open: restart this process")
 
     def value(self, statement: str, parameters: dict[str, Any] | None = None) -> Any:
@@ -98,9 +103,48 @@ class Connection:
         """
         return self._patiently(lambda: self._raw.execute(self._statements[statement], parameters()).rowcount)
 
+    @contextmanager
+    def transaction(self) -> Generator[None, None, None]:
+        """Several statements in one transaction, for what one statement cannot decide. Others wait for its end."""
+        self.begin()
+        try:
+            yield
+            self.commit()
+        finally:
+            self.roll_back()
+
+    def begin(self) -> None:
+        """Begin a transaction with the write lock: one that has read first could not have it later."""
+        self._patiently(lambda: self._raw.execute("BEGIN IMMEDIATE"))
+
+    def commit(self) -> None:
+        try:
+            self._raw.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise self._translated(error) from error
+
+    def lend(self) -> sqlite3.Connection:
+        """The driver's connection, for one who is inside the open transaction and may not end it."""
+        self._raw.set_authorizer(_may_not_end)
+        return self._raw
+
+    def take_back(self) -> bool:
+        """Undo ``lend``; False when the transaction has ended all the same, as by a conflict clause ROLLBACK."""
+        try:
+            self._raw.set_authorizer(None)
+            self._raw.row_factory, self._raw.text_factory = None, str
+        except sqlite3.Error as error:  # it was closed
+            raise self._translated(error) from error
+        return self._raw.in_transaction
+
+    def roll_back(self) -> None:
+        """End the transaction without its writes, unless it has ended."""
+        if self._raw.in_transaction:
+            self._raw.execute("ROLLBACK")
+
     def migrate(self, migrations: list[Migration], now: Callable[[], int]) -> None:
         """Apply those of ``migrations`` that are missing, in one transaction."""
-        self._patiently(lambda: self._raw.execute("BEGIN IMMEDIATE"))
+        self.begin()
         try:
             version = self.schema_version()
             if version > len(migrations):
@@ -109,7 +153,7 @@ class Connection:
                     "deploy a newer version of the application"
                 )
             for migration in migrations[version:]:
-                for sql in _split(migration.sql):
+                for sql in split(migration.sql):
                     self._raw.execute(sql)
                 parameters = {"version": migration.version, "name": migration.name, "now": now()}
                 self._raw.execute(self._statements["migrated"], parameters)
@@ -117,8 +161,7 @@ class Connection:
         except sqlite3.Error as error:
             raise self._translated(error) from error
         finally:
-            if self._raw.in_transaction:
-                self._raw.execute("ROLLBACK")
+            self.roll_back()
 
     def schema_version(self) -> int:
         return self.value("schema_version") if self.value("has_schema") else 0
@@ -152,31 +195,49 @@ class Connection:
             time.sleep(0.0005)
 
     def _translated(self, error: sqlite3.Error) -> DurableError:
-        code = _code(error)
-        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_CONSTRAINT_TRIGGER:
-            return Refused(str(error))
-        if _is_busy(error):
-            return StoreUnavailable(
-                f"{self._path}: another process has been writing for {self._patience:g} s; nothing was written"
-            )
-        if isinstance(error, sqlite3.DataError) or code in _REFUSED_DATA:
-            return PayloadError(f"SQLite refuses the data: {error}")
-        if code == sqlite3.SQLITE_NOTADB:
-            return ConfigurationError(f"{self._path} is not a SQLite database: name another file, or remove it")
-        if code == sqlite3.SQLITE_FULL:
-            return StoreUnavailable(f"{self._path}: the disk is full; nothing was written")
-        if code == sqlite3.SQLITE_ERROR:  # the statement and the schema do not fit: sending it again is no use
-            return ConfigurationError(f"{self._path}: {error}")
-        return StoreUnavailable(f"{self._path}: {error}")
+        return translated(
+            self._path, error, f"another process has been writing for {self._patience:g} s; nothing was written"
+        )
+
+
+def translated(path: Path, error: sqlite3.Error, busy: str) -> DurableError:
+    """What the driver's ``error`` means; ``busy`` says it of one that waiting helps against."""
+    code = _code(error)
+    if _extended(error) == sqlite3.SQLITE_CONSTRAINT_TRIGGER:
+        return Refused(str(error))
+    if _extended(error) == sqlite3.SQLITE_BUSY_SNAPSHOT:
+        return Stale(f"{path}: {error}")
+    if _is_busy(error):
+        return StoreUnavailable(f"{path}: {busy}")
+    if isinstance(error, sqlite3.DataError) or code in _REFUSED_DATA:
+        return PayloadError(f"SQLite refuses the data: {error}")
+    if code == sqlite3.SQLITE_NOTADB:
+        return ConfigurationError(f"{path} is not a SQLite database: name another file, or remove it")
+    if code == sqlite3.SQLITE_FULL:
+        return StoreUnavailable(f"{path}: the disk is full; nothing was written")
+    if code == sqlite3.SQLITE_ERROR:  # the statement and the schema do not fit: sending it again is no use
+        return ConfigurationError(f"{path}: {error}")
+    return StoreUnavailable(f"{path}: {error}")
+
+
+def _extended(error: sqlite3.Error) -> int:
+    """The extended result code; 0 when the driver itself raised."""
+    return int(getattr(error, "sqlite_errorcode", 0))
 
 
 def _code(error: sqlite3.Error) -> int:
-    """The primary result code; 0 when the driver itself raised."""
-    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+    """The primary result code."""
+    return _extended(error) & 0xFF
 
 
 def _is_busy(error: sqlite3.Error) -> bool:
-    return _code(error) in _BUSY
+    """Whether waiting helps."""
+    return _code(error) in _BUSY and _extended(error) != sqlite3.SQLITE_BUSY_SNAPSHOT
+
+
+def _may_not_end(action: int, *_: object) -> int:
+    """Savepoints are allowed; COMMIT and ROLLBACK are not, from whatever call they come."""
+    return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_TRANSACTION else sqlite3.SQLITE_OK
 
 
 def _create_file(path: Path) -> None:
@@ -201,7 +262,7 @@ def _create_file(path: Path) -> None:
             os.close(descriptor)
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def identity(path: Path) -> tuple[int, int] | None:
     """Which file the path names; None when there is none."""
     try:
         found = path.stat()
@@ -223,7 +284,7 @@ def _check_existing(path: Path) -> None:
         raise StoreUnavailable(f"{path.parent} cannot be written by this user: SQLite keeps its log beside {path.name}")
 
 
-def _split(script: str) -> list[str]:
+def split(script: str) -> list[str]:
     """The statements of ``script``; executescript would commit the transaction that they stand in."""
     found: list[str] = []
     statement = ""

@@ -42,10 +42,12 @@ from durable.model import (
 )
 from durable.sql import migrations, statements
 from durable.store import Hint, Route
-from durable.stores.sqlite import documents
+from durable.stores.sqlite import documents, signals
 from durable.stores.sqlite.connection import Connection, Refused
+from durable.stores.sqlite.exchange import Exchange
 from durable.stores.sqlite.requesting import ask
 from durable.stores.sqlite.thread import StoreThread
+from durable.stores.sqlite.transactions import Transactions
 
 T = TypeVar("T")
 
@@ -61,7 +63,7 @@ _PRUNE_AT_ONCE = 50  # runs a transaction: with 100 records each 17 ms; 500 of t
 _MAX_DOCUMENT = 64 * 1024 * 1024  # characters a statement; SQLite's own limit is 1,000,000,000 bytes
 
 
-class SQLiteStore:
+class SQLiteStore(Exchange):
     """All runs in one SQLite file, which several processes of one machine may share.
 
     Args:
@@ -105,6 +107,7 @@ class SQLiteStore:
             self._statements = dict(statements("sqlite"))
             self._thread = StoreThread(f"durable-sqlite-{self._path.name}", _LOOK_EVERY)
             self._opening = self._thread.call(self._connect)
+            self._transactions = Transactions(self._connect_another, self._flush_one)
         assert self._opening is not None
         try:
             await asyncio.shield(self._opening)
@@ -119,11 +122,19 @@ class SQLiteStore:
             return
         thread, self._thread = self._thread, None
         if thread is not None and self._process == os.getpid():
+            assert self._transactions is not None
+            await self._transactions.close()
             await thread.stop(self._disconnect)
 
     def _connect(self) -> None:
         self._connection = Connection(self._path, self._statements, _PATIENCE)
         self._data_version = self._connection.value("data_version")
+
+    def _connect_another(self) -> Connection:
+        if self._connection is None:
+            raise StoreUnavailable(f"{self._path} is not open")
+        self._connection.check_file()
+        return Connection(self._path, self._statements, _PATIENCE)
 
     def _disconnect(self) -> None:
         with self._renewing:
@@ -200,13 +211,18 @@ class SQLiteStore:
             cold = [n for run, _, n in runs if warm.get(run.id) != run.claim - 1]
             records = db.value("claimed_records", {"runs": documents.encode(cold)}) if cold else "[]"
             histories = documents.decode_records(records)
+            inbox = signals.of_claimed(db, runs)
             known = {n for _, _, n in runs}.difference(cold)
-            return heard(db, [ClaimedRun(r, None if n in known else histories.get(n, []), w) for r, w, n in runs])
+            return heard(
+                db,
+                [ClaimedRun(r, None if n in known else histories.get(n, []), w, inbox.get(n, ())) for r, w, n in runs],
+            )
 
         def heard(db: Connection, runs: Sequence[ClaimedRun]) -> Claimed:
             following = db.value("next_ready", {"routes": asked, "now": self._now()})
             requested = documents.decode_requests(db.value("requests", {"worker": worker}))
-            return Claimed(runs, None if following is None else documents.moment(following), requested)
+            told = signals.signalled(db, worker)
+            return Claimed(runs, None if following is None else documents.moment(following), requested, told)
 
         if limit <= 0 and not done:  # nothing to write: not even a wait for other writers
             return await self._read(lambda db: heard(db, []))
@@ -219,7 +235,7 @@ class SQLiteStore:
         if not writes:
             return []
         aside = await self._set_aside(writes)
-        flush = documents.encode_writes(writes, worker, self._clock.now(), aside)
+        flush = self._encoded(writes, worker, aside)
         if len(writes) > 1 and sum(map(len, flush)) > _MAX_DOCUMENT:
             half = len(writes) // 2
             return await self.commit(worker, writes[:half]) + await self.commit(worker, writes[half:])
@@ -236,6 +252,9 @@ class SQLiteStore:
                 aside[write.ref.id] = requests.set_failed_aside([*await self.history(write.ref.id), *write.records])
         return aside
 
+    def _encoded(self, writes: Sequence[RunWrite], worker: str, aside: Mapping[str, Sequence[str]]) -> documents.Flush:
+        return documents.encode_writes(writes, worker, self._clock.now(), aside, signals.encode_also(writes))
+
     def _flush(
         self,
         db: Connection,
@@ -245,7 +264,7 @@ class SQLiteStore:
         aside: Mapping[str, Sequence[str]],
     ) -> list[Outcome]:
         try:
-            db.write("flush", lambda: (self._now(), worker, *flush))
+            self._send(db, worker, flush)
         except Refused:
             contradicted = documents.decode_ids(
                 db.value("flush_contradicted", {"claims": flush.claims, "records": flush.records})
@@ -253,7 +272,7 @@ class SQLiteStore:
             rest = [write for write in writes if write.ref.id not in contradicted]
             if len(rest) == len(writes):
                 raise
-            without = documents.encode_writes(rest, worker, self._clock.now(), aside)
+            without = self._encoded(rest, worker, aside)
             again = self._flush(db, worker, rest, without, aside)
             outcomes = dict(zip((write.ref.id for write in rest), again, strict=True))
             return [outcomes.get(write.ref.id, Outcome.LEASE_LOST) for write in writes]
@@ -261,9 +280,23 @@ class SQLiteStore:
             return [Outcome.APPLIED] * len(writes)
         applied = documents.decode_ids(db.value("flush_applied"))
         missing = [write for write in writes if write.ref.id not in applied]
-        resent = documents.encode_writes(missing, worker, self._clock.now(), aside)
+        resent = self._encoded(missing, worker, aside)
         applied |= documents.decode_ids(db.value("flush_sent_before", {"worker": worker, **resent._asdict()}))
         return [Outcome.APPLIED if write.ref.id in applied else Outcome.LEASE_LOST for write in writes]
+
+    def _send(self, db: Connection, worker: str, flush: documents.Flush) -> None:
+        if flush.also:
+            db.write("flush_also", lambda: (self._now(), worker, *flush))
+        else:
+            db.write("flush", lambda: (self._now(), worker, *flush[:-1]))
+
+    def _flush_one(self, db: Connection, worker: str, write: RunWrite) -> Outcome:
+        """Inside an open transaction; here nothing can have been sent before."""
+        try:
+            self._send(db, worker, self._encoded([write], worker, {}))
+        except Refused:
+            return Outcome.LEASE_LOST
+        return Outcome.APPLIED if db.value("flush_count") else Outcome.LEASE_LOST
 
     # -- anybody ----------------------------------------------------------------------------------
 
@@ -332,8 +365,11 @@ class SQLiteStore:
             "created_after": None if after is None else documents.micros(after),
             "created_before": None if until is None else documents.micros(until),
             "tags": documents.encode(dict(where.tags)),
+            "queue": where.queue,
+            "parent": where.parent,
         }
-        return await self._read(lambda db: documents.decode_summaries(db.value("list_runs", parameters)))
+        statement = "list_runs" if where.parent is None else "list_children"
+        return await self._read(lambda db: documents.decode_summaries(db.value(statement, parameters)))
 
     async def history(self, run_id: str) -> list[Record]:
         return await self._read(lambda db: documents.decode_history(db.value("history", {"id": run_id})))
@@ -397,9 +433,13 @@ class SQLiteStore:
         return await self._on_thread(fn, self._leave_a_gap)
 
     async def _on_thread(self, fn: Callable[[Connection], T], then: Callable[[], None] | None) -> T:
+        thread, connection = self._check_open()
+        return await thread.call(lambda: fn(connection), then)
+
+    def _check_open(self) -> tuple[StoreThread, Connection]:
         thread, connection = self._thread, self._connection
         if thread is None or connection is None:
             raise StoreUnavailable(f"{self._path} is not open")
         if self._process != os.getpid():
             raise StoreUnavailable(f"{self._path} was opened before a fork: open a store in the child process")
-        return await thread.call(lambda: fn(connection), then)
+        return thread, connection

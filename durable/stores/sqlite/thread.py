@@ -62,6 +62,11 @@ class StoreThread:
         self._look_out = fn
         self._calls.put(_nothing)  # it may be waiting without an end
 
+    def leave(self, last: Callable[[], None]) -> None:
+        """As ``stop``, but nobody waits for what the thread is doing."""
+        self.call(last)
+        self._calls.put(None)
+
     async def stop(self, last: Callable[[], None]) -> None:
         """Call ``last`` after everything that was handed in, then end; also when the caller is cancelled."""
         ended = self.call(last)
