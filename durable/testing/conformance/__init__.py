@@ -14,6 +14,7 @@ from durable.testing.conformance.children import ChildConformance
 from durable.testing.conformance.claims import ClaimConformance
 from durable.testing.conformance.commits import CommitConformance
 from durable.testing.conformance.crossings import CrossingConformance
+from durable.testing.conformance.effects import EffectConformance
 from durable.testing.conformance.erasure import ErasureConformance
 from durable.testing.conformance.events import EventConformance
 from durable.testing.conformance.fences import FenceConformance
@@ -45,6 +46,7 @@ class StoreConformance(
     SignalConformance,
     ChildConformance,
     EventConformance,
+    EffectConformance,
     StreamConformance,
 ):
     """All of it. A subclass provides the fixture ``harness``."""

@@ -438,8 +438,10 @@ def _emit(seq: int, key: str, data: str) -> Record:
 
 async def _log(store: Store, count: int, after: str | None = None) -> list[Emitted]:
     """The log after the cursor, once it has so many entries: transactions of others may hold them back for a while."""
+    log: list[Emitted] = []
     async with asyncio.timeout(60):
-        while len(log := list(await store.emitted(after, 100))) < count:
+        while len(log) < count:
+            log = list(await store.emitted(after, 100))
             await asyncio.sleep(0)
     assert len(log) == count
     return log
