@@ -7,21 +7,6 @@ CREATE TEMP TABLE claimed (
     claim INTEGER NOT NULL
 )
 
--- name: session_priorities
-CREATE TEMP TABLE priorities (priority INTEGER PRIMARY KEY)
-
--- name: session_priorities_filled
-INSERT INTO priorities VALUES (0), (1), (2), (3), (4), (5), (6), (7), (8), (9)
-
--- name: session_probed
--- The routes that are worth a look; beside it, the document would be taken apart for each priority anew.
-CREATE TEMP TABLE probed (
-    pos INTEGER PRIMARY KEY,
-    workflow TEXT NOT NULL,
-    version TEXT NOT NULL,
-    queue TEXT NOT NULL
-)
-
 -- name: session_claiming_view
 -- routes: [[workflow, version, queue], …]; done: [batch, …]
 CREATE TEMP VIEW claiming AS
@@ -30,10 +15,6 @@ SELECT NULL AS now, NULL AS worker, NULL AS batch, NULL AS routes, NULL AS at_mo
 -- name: session_claiming
 CREATE TEMP TRIGGER claiming_into INSTEAD OF INSERT ON claiming BEGIN
     DELETE FROM claimed;
-    DELETE FROM probed;
-
-    INSERT INTO probed (workflow, version, queue)
-    SELECT w.value ->> 0, w.value ->> 1, w.value ->> 2 FROM json_each(NEW.routes) AS w;
 
     -- sent again: what the batch was given, as far as the worker still has it
     INSERT INTO claimed (run, claim)
@@ -45,15 +26,16 @@ CREATE TEMP TRIGGER claiming_into INSTEAD OF INSERT ON claiming BEGIN
         AND r.n = j.value ->> 0 AND r.claim = j.value ->> 1 AND r.owner = NEW.worker;
 
     -- One index probe per priority and route, in order of ready_at, ended by the LIMIT: CROSS JOIN and INDEXED BY leave
-    -- the planner no choice. An ORDER BY would make it sort everything that is due. Whether the worker holds a suspect
-    -- is asked once, and only when the probe has met one.
+    -- the planner no choice. An ORDER BY would make it sort everything that is due; of a table of priorities it expects
+    -- a million rows, and reads the whole index for a Bloom filter. Whether the worker holds a suspect is asked once,
+    -- and only when the probe has met one.
     INSERT INTO claimed (run, claim)
     SELECT r.n, r.claim + 1
-    FROM priorities AS p
-    CROSS JOIN probed AS w
+    FROM json_each('[0,1,2,3,4,5,6,7,8,9]') AS p
+    CROSS JOIN json_each(NEW.routes) AS w
     CROSS JOIN durable_runs AS r INDEXED BY durable_runs_ready
-    WHERE r.workflow = w.workflow AND r.version = w.version AND r.queue = w.queue AND r.priority = p.priority
-        AND r.ready_at <= NEW.now
+    WHERE r.workflow = w.value ->> 0 AND r.version = w.value ->> 1 AND r.queue = w.value ->> 2
+        AND r.priority = p.value AND r.ready_at <= NEW.now
         AND EXISTS (SELECT 1 FROM durable_workers WHERE id = NEW.worker)
         AND NOT EXISTS (SELECT 1 FROM durable_claims WHERE worker = NEW.worker AND batch = NEW.batch)
         AND (r.takeovers < 2 OR NOT EXISTS (
@@ -127,11 +109,11 @@ FROM (
         SELECT r.ready_at
         FROM durable_runs AS r INDEXED BY durable_runs_ready
         WHERE r.workflow = w.value ->> 0 AND r.version = w.value ->> 1 AND r.queue = w.value ->> 2
-            AND r.priority = p.priority AND r.ready_at > :now
+            AND r.priority = p.value AND r.ready_at > :now
         ORDER BY r.ready_at
         LIMIT 1) AS ready_at
     FROM json_each(:routes) AS w
-    CROSS JOIN priorities AS p)
+    CROSS JOIN json_each('[0,1,2,3,4,5,6,7,8,9]') AS p)
 
 -- name: owned
 SELECT json_group_array(json_array(r.shard, r.id, r.claim))
