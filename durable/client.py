@@ -88,7 +88,7 @@ class Client:
         Args:
             event: One of the names in ``durable.hooks.EventName``: ``run_triggered``, ``run_started``,
                 ``run_completed``, ``run_failed``, ``run_compensated``, ``run_cancelled``, ``run_paused``,
-                ``run_resumed``, ``run_retried``, ``step_started``, ``step_completed``,
+                ``run_resumed``, ``run_retried``, ``run_dead_lettered``, ``step_started``, ``step_completed``,
                 ``step_retried``, ``step_failed``, ``step_compensated``, ``lease_lost``, ``took_over``, ``error``.
             callback: Takes one ``HookEvent``.
 

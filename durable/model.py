@@ -244,6 +244,21 @@ class Renewal:
     next_expiry: datetime | None  # the earliest expiry among the other workers
 
 
+class DeadLetter(NamedTuple):
+    """A run that a reaping gave up."""
+
+    run_id: str
+    workflow: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """The answer to a reaping."""
+
+    released: int  # runs of dead workers, those given up included
+    dead_letters: tuple[DeadLetter, ...] = ()  # those given up, by run id
+
+
 @dataclass(frozen=True, slots=True)
 class RunFilter:
     """Which runs a listing shows. All given conditions hold."""

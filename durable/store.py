@@ -25,6 +25,7 @@ from durable.model import (
     Created,
     NewRun,
     Outcome,
+    Reaped,
     Record,
     Renewal,
     Request,
@@ -123,15 +124,18 @@ class Store(Protocol):
         ...
 
     async def unregister(self, worker: str) -> None:
-        """Delete the worker's row. Runs it still owns are released as after an expiry, without a takeover."""
+        """Delete the worker's row. Runs it still owns, and no others, are released, without a takeover."""
         ...
 
-    async def reap(self, limit: int = 5) -> int:
-        """Delete workers whose lease has expired and release their runs; returns how many runs.
+    async def reap(self, limit: int = 5) -> Reaped:
+        """Delete workers whose lease has expired and release their runs; returns how many, and which it gave up.
 
         Each released run gets a takeover record naming the dead worker, and counts takeovers since its last
         new record; the ``limit``-th makes it ``dead_letter``. Runs whose owner has no row are released too. All are
         ready at once: that a run which kills its workers does not take its neighbours along is the claim's to see to.
+
+        This alone makes dead letters, and of several callers at once exactly one is told of each. An answer that was
+        lost is not given again: ``list_runs`` shows every dead letter.
         """
         ...
 

@@ -372,11 +372,15 @@ class Worker:
     async def _reap_if_due(self) -> None:
         if self._next_expiry is not None and self._next_expiry <= self.clock.now():
             self._next_expiry = None
-            released = await self._store.reap()
-            if released:
-                _log.warning("took over %d runs of workers whose lease had expired", released)
+            reaped = await self._store.reap()
+            if reaped.released:
+                _log.warning("took over %d runs of workers whose lease had expired", reaped.released)
                 self._store.announce(Hint.WORK)
-                self.hooks.emit("took_over", detail=f"{released} runs")
+                self.hooks.emit("took_over", detail=f"{reaped.released} runs")
+            for run_id, workflow in reaped.dead_letters:
+                _log.error("run %s of workflow %r is a dead letter: it lost one worker after another", run_id, workflow)
+                self._on_ended(run_id)
+                self.hooks.emit("run_dead_lettered", run_id=run_id, workflow=workflow)
 
     async def _prune_if_due(self) -> None:
         """One bounded batch; the next follows at once only when there was a full one."""

@@ -61,7 +61,7 @@ async def test_a_lost_lease_makes_the_transitions_of_the_table(
     if limit is None:
         await store.unregister("w")
     else:
-        assert await store.reap(limit) == len(EXECUTING)
+        assert (await store.reap(limit)).released == len(EXECUTING)
     runs = await store.get_runs(list(EXECUTING))
     assert {run.id: run.state for run in runs} == {state: after(state, event) for state in EXECUTING}
 

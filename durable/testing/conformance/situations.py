@@ -100,7 +100,7 @@ async def _given_up(harness: StoreHarness, store: Store) -> str:
     worker, one = await claimed(store)
     await worker.apply(one, *STEPS, FAILED_STEP[0])
     await harness.expire(worker.id)
-    assert await store.reap(limit=1) == 1
+    assert (await store.reap(limit=1)).released == 1
     return one.run.id
 
 
@@ -108,7 +108,7 @@ async def _taken_over(harness: StoreHarness, store: Store) -> str:
     worker, one = await claimed(store)
     await worker.apply(one, *STEPS)
     await harness.expire(worker.id)
-    assert await store.reap() == 1
+    assert (await store.reap()).released == 1
     return one.run.id
 
 
