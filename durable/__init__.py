@@ -33,10 +33,10 @@ from durable.errors import (
 from durable.handle import RunHandle
 from durable.hooks import HookEvent
 from durable.model import Failure, Request, Run, RunSummary, State, TimelineEntry
+from durable.options import WorkerOptions
 from durable.retry import Retry
 from durable.steps import CurrentStep, current_step
 from durable.store import Store
-from durable.worker import WorkerOptions
 from durable.workflow import Workflow, workflow
 
 __all__ = [

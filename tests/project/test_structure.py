@@ -23,7 +23,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("stores",),
     (
         *("attempts", "committer", "compensation", "context", "execution", "heartbeat", "hooks", "host"),
-        *("operations", "pulse", "results", "scheduler", "steps", "threads", "worker", "workflow"),
+        *("operations", "options", "pruning", "pulse", "results", "scheduler", "steps", "threads", "worker"),
+        *("workflow",),
     ),
     ("cli", "client", "engine", "handle", "http", "operator", "testing"),
 )
