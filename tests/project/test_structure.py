@@ -14,10 +14,10 @@ PACKAGE = ROOT / "durable"
 
 # A module may import from its own layer and from those above it in this list. A directory stands for what is in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "model"),
+    ("errors", "model", "schedules"),
     (
         *("annotations", "codec", "cron", "durations", "exactness", "failures", "names"),
-        *("replay", "requests", "retry", "states", "timeline"),
+        *("replay", "requests", "retry", "scheduling", "states", "timeline"),
     ),
     ("clock", "ids", "sql", "store"),
     ("stores",),
