@@ -152,7 +152,7 @@ class Cron:
         if after >= LAST:
             return None
         local = after.astimezone(self.zone)
-        # Matching times are whole seconds: the first one after 02:29:59.9 is the first one after 02:29:59.
+        # Times that match are whole seconds: a fraction does not matter, and croniter's floats may round it up.
         wall = local.replace(tzinfo=None, microsecond=0, fold=0)
         if (turn := self._turn(wall)) is not None:
             # Backwards: ``wall`` is shown twice, and ``after`` is in the pass ``local.fold``.
@@ -183,7 +183,7 @@ class Cron:
         found: list[datetime] = []
         for side in self.sides:
             try:
-                # A copy, in 3 µs: an iterator keeps its position, and the rule is shared.
+                # A copy, in 3 µs: an iterator keeps its position, and threads share the rule.
                 found.append(copy.copy(side).get_next(datetime, start_time=wall))
             except CroniterBadDateError:  # no date within _YEARS
                 continue
@@ -319,7 +319,7 @@ def zone(name: str) -> ZoneInfo:
     """
     # localtime: the host's own; right/: 27 s away, with leap seconds; Factory: "not configured".
     host = name in ("localtime", "posixrules", "Factory") or name.startswith(("posix/", "right/"))
-    if not host and name.isascii() and len(name) <= 64:
+    if not host:
         try:
             return ZoneInfo(name)
         except (KeyError, ValueError, OSError):  # by what lies at this path: nothing, another file, a directory
