@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar, overload
 
 from durable.codec import MISSING, canonical_hash, codec_for
-from durable.committer import Creator
+from durable.committer import Creator, resending
 from durable.durations import seconds
 from durable.errors import (
     ConfigurationError,
@@ -38,6 +39,10 @@ Out = TypeVar("Out")
 Item = TypeVar("Item")
 
 _LIST_MOST = 1000
+
+_REQUEST_PATIENCE = 10.0
+"""Seconds for which a request is sent again while the store does not answer. It keeps its id: one that was carried out
+before its answer was lost is answered as if it had not been."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,12 +404,16 @@ class Client:
 
         Raises:
             RunNotFound: There is no such run.
+            StoreUnavailable: The store did not answer for 10 s; whether the run is being cancelled is unknown.
         """
         return await self._request(run_id, Verb.CANCEL, reason, by) is not None
 
-    async def _request(self, run_id: str, verb: Verb, reason: str, by: str) -> State | None:
+    async def _request(self, run_id: str, verb: Verb, reason: str, by: str, step: str | None = None) -> State | None:
         self._check_connected()
-        state = await self._store.request(check_run_id(run_id), new_request(verb, reason, by))
+        run_id = check_run_id(run_id)
+        request = Request(verb, check_note(reason, "reason"), check_note(by, "by"), new_id(self._store.clock.now()))
+        deadline = time.monotonic() + _REQUEST_PATIENCE
+        state = await resending(lambda: self._ask(run_id, request, step), lambda: time.monotonic() >= deadline)
         if state in TERMINAL:
             self._on_ended(run_id)
         self._poke()
@@ -412,6 +421,11 @@ class Client:
         if state is not None and (event := _CARRIED_OUT.get((verb, state)) or _CARRIED_OUT.get((verb, None))):
             self._hooks.emit(event, run_id=run_id, detail=reason)
         return state
+
+    def _ask(self, run_id: str, request: Request, step: str | None) -> Awaitable[State | None]:
+        if step is None:
+            return self._store.request(run_id, request)
+        return self._store.retry_from(run_id, step, request)
 
     def _on_ended(self, run_id: str) -> None:
         self._results.ended(run_id)
@@ -425,11 +439,6 @@ _CARRIED_OUT: dict[tuple[Verb, State | None], EventName] = {
     (Verb.RETRY, None): "run_retried",
 }
 """What a request is told as, by the state that it led to; of one that a worker carries out, the worker tells."""
-
-
-def new_request(verb: Verb, reason: str, by: str) -> Request:
-    """A request whose texts have been checked."""
-    return Request(verb, check_note(reason, "reason"), check_note(by, "by"))
 
 
 def _encoded(found: Workflow[Any, Any] | None, value: Any) -> str | None:

@@ -184,8 +184,8 @@ class Execution:
 
     def _carry_out(self, request: Request) -> None:
         text = failures.request_to_json(request)
-        if any(record.data == text for record in self.core.recorded(Kind.REQUEST)[-1:]):
-            return  # the worker that was told first has written it, and died before the run had left it
+        if any(record.data == text for record in self.core.recorded(Kind.REQUEST)):
+            return  # whoever was told first has written it, and the run had not left it, or is to be undone to the end
         self.write(self.core.remark(Kind.REQUEST, "/request/{seq}", self._host.clock.now(), text))
 
     def _close(self, leave: Callable[[], Change]) -> None:

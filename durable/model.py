@@ -58,11 +58,12 @@ class Verb(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request about one run: what, why, who."""
+    """One request about one run: what, why, who. Two that are equal are one that was sent again."""
 
     verb: Verb
     reason: str = ""
     by: str = ""
+    id: str = ""  # made by the client for each call
 
 
 @dataclass(frozen=True, slots=True)

@@ -214,7 +214,8 @@ class Store(Protocol):
           takeovers and request. Set aside are the records of steps that did not succeed, of steps that were
           compensated, and whatever compensations have left.
         * ``retry_compensation``. A ``failed`` run that has failed compensations becomes ``compensating`` and ready at
-          once, without end, takeovers and request, its error kept. Set aside are the failed compensations.
+          once, without end and takeovers, its error kept. Set aside are the failed compensations. If its history says
+          that it was being cancelled, that request is open again, so that it ends ``cancelled``.
 
         A record that is set aside keeps its contents under the key ``/<claim>/<key>``, with the claim number as it was
         before, and so does every record whose key extends its key (attempts, compensations, wakes). Keys that begin
@@ -224,12 +225,13 @@ class Store(Protocol):
         ``claim`` too, so that no execution of before writes any more, and no copy of the history in memory counts as
         current. A ``REQUEST`` record written here is no progress: ``takeovers`` stay.
 
-        Asking again changes nothing and answers the same: a request to cancel or to pause that is open, whoever asks
-        again; and one that the run's latest ``REQUEST`` record says was carried out (verb, reason and ``by`` equal), as
-        long as its effect lasts: ``requests.asked_again``. A withdrawal that is sent again answers None.
+        Asking again changes nothing and says that it applied: a request to cancel or to pause that is open, whoever
+        asks again; and one that is equal to the run's latest ``REQUEST`` record, as only the very same one is, for the
+        client gives each an id: ``requests.asked_again``. A withdrawal that is sent again answers None.
 
         Returns:
-            The run's state afterwards when the request applies, else None: then the caller reads the run.
+            The run's state afterwards when the request applies, its present state when it did before, else None: then
+            the caller reads the run.
 
         Raises:
             RunNotFound: There is no such run.

@@ -17,7 +17,7 @@ from durable.testing.conformance.harness import NEVER, StoreHarness, Worker, cla
 from durable.testing.conformance.writes import ERROR
 
 _R, _C = State.RUNNING, State.COMPENSATING
-REQUESTS = {verb: Request(verb, f"why {verb}", "alice") for verb in Verb}
+REQUESTS = {verb: Request(verb, f"why {verb}", "alice", f"first {verb}") for verb in Verb}
 CANCEL, PAUSE, RESUME, RETRY, RETRY_UNDO = (REQUESTS[verb] for verb in Verb)
 
 STEPS = [record(1, "hold", compensable=True), record(2, "charge", compensable=True)]
