@@ -39,10 +39,10 @@ from durable.hooks import HookEvent
 from durable.messenger import EmittedEvent
 from durable.model import Debounce, Failure, Policy, Queue, Rate, Request, Run, RunSummary, State, TimelineEntry
 from durable.newruns import TriggerOptions
+from durable.options import WorkerOptions
 from durable.retry import Retry
 from durable.steps import CurrentStep, current_step
 from durable.store import Store
-from durable.worker import WorkerOptions
 from durable.workflow import Workflow, workflow
 
 __all__ = [

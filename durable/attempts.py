@@ -84,10 +84,9 @@ class Attempts:
         self.busy += 1
         try:
             while True:
+                while (gate := self._gate()) is not None:
+                    await gate
                 started = time.monotonic()
-                if self._held_back(started):
-                    await self._gate()
-                    started = time.monotonic()
                 if self._host.hooks.active:
                     self._host.hooks.step_started(self._run, op.key, number)
                 try:
@@ -134,26 +133,23 @@ class Attempts:
         self._resumed.clear()
         await self._resumed.wait()
 
-    def _held_back(self, now: float) -> bool:
-        return (
-            (self.last is not None and not self.last.done) or self.closed or self.parked or now >= self._host.deadline
-        )
+    def _gate(self) -> Awaitable[None] | None:
+        """What an attempt has to wait for: all before it is committed, the lease holds, nobody drains."""
+        if self.last is not None and not self.last.done:
+            return self.last.committed()
+        if self.parked:
+            return self.resumed()
+        if self.closed:
+            return self._reopened()
+        if time.monotonic() >= self._host.deadline:
+            return self._host.renewed()
+        return None
 
-    async def _gate(self) -> None:
-        """Return when an attempt may start: all before it is committed, the lease holds, nobody drains."""
-        while True:
-            if self.last is not None and not self.last.done:
-                await self.last.wait()
-            elif self.parked:
-                await self.resumed()
-            elif self.closed:
-                self.busy -= 1
-                try:
-                    self._touch()
-                    await self.resumed()
-                finally:
-                    self.busy += 1
-            elif time.monotonic() >= self._host.deadline:
-                await self._host.renewed()
-            else:
-                return
+    async def _reopened(self) -> None:
+        """Return when attempts may start again; what is held back meanwhile keeps nobody from leaving."""
+        self.busy -= 1
+        try:
+            self._touch()
+            await self.resumed()
+        finally:
+            self.busy += 1

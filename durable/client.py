@@ -6,13 +6,14 @@ It executes nothing; the engine adds the worker.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar, Unpack, cast, overload
 
 from durable.codec import MISSING, codec_for
-from durable.committer import Sender
+from durable.committer import Sender, resending
 from durable.errors import (
     ConcurrencyConflict,
     ConfigurationError,
@@ -23,7 +24,7 @@ from durable.errors import (
 )
 from durable.handle import RunHandle
 from durable.hooks import Callback, EventName, Hooks
-from durable.ids import check_run_id
+from durable.ids import check_run_id, new_id
 from durable.model import Created, NewRun, Request, Run, RunFilter, RunSummary, State, TimelineEntry, Verb
 from durable.names import check_key, check_name, check_note
 from durable.newruns import ChildOptions, TriggerOptions, new_run
@@ -38,6 +39,10 @@ Out = TypeVar("Out")
 Item = TypeVar("Item")
 
 _LIST_MOST = 1000
+
+_REQUEST_PATIENCE = 10.0
+"""Seconds for which a request is sent again while the store does not answer. It keeps its id: one that was carried out
+before its answer was lost is answered as if it had not been."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +93,7 @@ class Client:
         Args:
             event: One of the names in ``durable.hooks.EventName``: ``run_triggered``, ``run_started``,
                 ``run_completed``, ``run_failed``, ``run_compensated``, ``run_cancelled``, ``run_paused``,
-                ``run_resumed``, ``run_retried``, ``step_started``, ``step_completed``,
+                ``run_resumed``, ``run_retried``, ``run_dead_lettered``, ``step_started``, ``step_completed``,
                 ``step_retried``, ``step_failed``, ``step_compensated``, ``lease_lost``, ``took_over``, ``error``.
             callback: Takes one ``HookEvent``.
 
@@ -384,12 +389,16 @@ class Client:
 
         Raises:
             RunNotFound: There is no such run.
+            StoreUnavailable: The store did not answer for 10 s; whether the run is being cancelled is unknown.
         """
         return await self._request(run_id, Verb.CANCEL, reason, by) is not None
 
-    async def _request(self, run_id: str, verb: Verb, reason: str, by: str) -> State | None:
+    async def _request(self, run_id: str, verb: Verb, reason: str, by: str, step: str | None = None) -> State | None:
         self._check_connected()
-        state = await self._store.request(check_run_id(run_id), new_request(verb, reason, by))
+        run_id = check_run_id(run_id)
+        request = Request(verb, check_note(reason, "reason"), check_note(by, "by"), new_id(self._store.clock.now()))
+        deadline = time.monotonic() + _REQUEST_PATIENCE
+        state = await resending(lambda: self._ask(run_id, request, step), lambda: time.monotonic() >= deadline)
         if state in TERMINAL:
             self._on_ended(run_id)
         self._poke()
@@ -397,6 +406,11 @@ class Client:
         if state is not None and (event := _CARRIED_OUT.get((verb, state)) or _CARRIED_OUT.get((verb, None))):
             self._hooks.emit(event, run_id=run_id, detail=reason)
         return state
+
+    def _ask(self, run_id: str, request: Request, step: str | None) -> Awaitable[State | None]:
+        if step is None:
+            return self._store.request(run_id, request)
+        return self._store.retry_from(run_id, step, request)
 
     def _on_ended(self, run_id: str) -> None:
         self._results.ended(run_id)
@@ -410,8 +424,3 @@ _CARRIED_OUT: dict[tuple[Verb, State | None], EventName] = {
     (Verb.RETRY, None): "run_retried",
 }
 """What a request is told as, by the state that it led to; of one that a worker carries out, the worker tells."""
-
-
-def new_request(verb: Verb, reason: str, by: str) -> Request:
-    """A request whose texts have been checked."""
-    return Request(verb, check_note(reason, "reason"), check_note(by, "by"))

@@ -88,18 +88,18 @@ class Pending:
 
     __slots__ = ("_loop", "_settled", "_waiters", "done", "write")
 
-    def __init__(self, ref: RunRef, settled: Settled, loop: asyncio.AbstractEventLoop) -> None:
-        self.write = RunWrite(ref)
+    def __init__(self, write: RunWrite, settled: Settled, loop: asyncio.AbstractEventLoop) -> None:
+        self.write = write
         self.done = False
         self._settled = settled
         self._loop = loop
         self._waiters: list[asyncio.Future[None]] = []
 
-    async def wait(self) -> None:
-        """Return when it is committed. One future a waiter: cancelling one waiter leaves the others alone."""
+    def committed(self) -> asyncio.Future[None]:
+        """Done when it is committed. One future a waiter: cancelling one waiter leaves the others alone."""
         waiter = self._loop.create_future()
         self._waiters.append(waiter)
-        await waiter
+        return waiter
 
     def settle(self, outcome: Outcome | DurableError) -> None:
         """Applied: wake the waiters. Otherwise the execution is told, and it unwinds them."""
@@ -147,8 +147,10 @@ class Committer:
         """Gather a record, a change, or both. The next flush carries them, after all that came before."""
         pending = self._open.get(ref.id)
         if pending is None:
-            pending = self._open[ref.id] = Pending(ref, settled, self._loop)
+            write = RunWrite(ref, [] if record is None else [record], change, also)
+            pending = self._open[ref.id] = Pending(write, settled, self._loop)
             self._group.add(pending)
+            return pending
         pending.write.ref = ref  # it may have become linked
         if record is not None:
             pending.write.records.append(record)

@@ -17,11 +17,12 @@ from durable.durations import seconds
 from durable.errors import InvalidArgument, SchemaOutdated, SchemaTooNew
 from durable.model import Failure, Queue
 from durable.operator import Operator, check_queue
+from durable.options import WorkerOptions
 from durable.sql import check_schema
 from durable.store import Store
 from durable.stores import store_for
 from durable.testing.clock import VirtualClock
-from durable.worker import Worker, WorkerOptions
+from durable.worker import Worker
 from durable.workflow import Workflow
 
 _log = logging.getLogger("durable.engine")

@@ -87,7 +87,8 @@ def to_json(failure: Failure) -> str:
 
 def request_to_json(request: Request) -> str:
     """The request as JSON text; what is empty is left out."""
-    return write_json({name: value for name in ("verb", "reason", "by") if (value := getattr(request, name))}).decode()
+    fields = ("verb", "reason", "by", "id")
+    return write_json({name: value for name in fields if (value := getattr(request, name))}).decode()
 
 
 def cancelled(run_id: str, reason: str) -> str:
@@ -98,7 +99,7 @@ def cancelled(run_id: str, reason: str) -> str:
 def request_from_json(text: str) -> Request:
     """The request that ``request_to_json`` wrote."""
     found: dict[str, str] = parse_json(text)
-    return Request(Verb(found["verb"]), found.get("reason", ""), found.get("by", ""))
+    return Request(Verb(found["verb"]), found.get("reason", ""), found.get("by", ""), found.get("id", ""))
 
 
 def from_json(text: str | None) -> Failure:

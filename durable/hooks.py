@@ -34,6 +34,7 @@ EventName = Literal[
     "run_paused",
     "run_resumed",
     "run_retried",
+    "run_dead_lettered",
     "step_started",
     "step_completed",
     "step_retried",

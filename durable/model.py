@@ -63,11 +63,12 @@ class Verb(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request about one run: what, why, who."""
+    """One request about one run: what, why, who. Two that are equal are one that was sent again."""
 
     verb: Verb
     reason: str = ""
     by: str = ""
+    id: str = ""  # made by the client for each call
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ class RunSummary:
     limit_key: str | None = None  # whose share of its queue's limits it uses
     concurrency_key: str | None = None  # at most one run of the workflow with this key is active
     parent: str | None = None  # the run that called it
-    linked: bool = False  # it has a parent, a concurrency key, a limited queue, or holds shared effects
+    linked: bool = False  # it has a parent, a concurrency key, was claimed in a limited queue, or holds shared effects
 
     @property
     def suspect(self) -> bool:
@@ -162,11 +163,14 @@ class Run(RunSummary):
 
 
 class Policy(StrEnum):
-    """What becomes of a new run while another one that has not ended has its concurrency key."""
+    """What becomes of a new run while another one that has not ended has its concurrency key.
 
-    REJECT = "reject"  # it is not created; the caller learns the other's id
-    EXISTING = "existing"  # it is not created; the caller gets the other
-    QUEUE = "queue"  # it is created, and becomes ready when all that were created before it have ended
+    Nothing of the new run is compared with the other: its input may differ.
+    """
+
+    REJECT = "reject"  # it is not created; the caller learns the active one's id
+    EXISTING = "existing"  # it is not created; the caller gets the active one
+    QUEUE = "queue"  # it is created, and becomes ready when all that stand before it have ended
     REPLACE = "replace"  # the others are asked to cancel, and it is queued
 
 
@@ -223,15 +227,25 @@ class Created:
     created: bool
     conflict: str | None = None  # why it is refused: the existing run differs
     busy: bool = False  # it is refused: ``run_id`` is active under the same concurrency key
-    replaced: Sequence[str] = ()  # runs that were asked to cancel in its favour
+    replaced: Sequence[str] = ()  # runs that were asked to cancel in its favour; sent again: those that have not ended
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """At most ``limit`` starts in ``per`` seconds, and as many at once after a rest (a token bucket)."""
+    """At most ``limit`` starts in ``per`` seconds, and as many at once after a rest (a token bucket).
+
+    A token comes every ``interval`` until there are ``limit``. What a bucket keeps is one time, ``spent``: the time at
+    which it will be full again. At ``now`` it holds ``limit - ceil((max(spent, now) - now) / interval)`` tokens; one that
+    is taken moves ``spent`` to ``max(spent, now) + interval``; the next one is due at ``spent - (limit - 1) * interval``.
+    """
 
     limit: int
     per: float = 1.0
+
+    @property
+    def interval(self) -> int:
+        """Whole microseconds between two tokens, rounded up: integers are the same in every store."""
+        return -(-round(self.per * 1_000_000) // self.limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,9 +254,9 @@ class Queue:
 
     Args:
         name: As a workflow's name.
-        concurrency: Runs of the queue that execute at the same time; None: no limit.
-        per_key: The same for the runs of one ``limit_key``.
-        rate: Starts and resumptions of the queue's runs.
+        concurrency: Runs of the queue that are held at the same time; None: no limit.
+        per_key: The same for the runs of one ``limit_key``. Runs without one are not limited by it.
+        rate: Claims of the queue's runs: starts, and resumptions after a sleep, a wait, a release or a takeover.
         rate_per_key: The same for the runs of one ``limit_key``.
     """
 
@@ -251,6 +265,10 @@ class Queue:
     per_key: int | None = None
     rate: Rate | None = None
     rate_per_key: Rate | None = None
+
+    @property
+    def unlimited(self) -> bool:
+        return self.concurrency is self.per_key is self.rate is self.rate_per_key is None
 
 
 class Signal(NamedTuple):
@@ -396,7 +414,7 @@ class Claimed:
     """The answer to a claim."""
 
     runs: Sequence[ClaimedRun]
-    next_ready_at: datetime | None  # the earliest future due time among the routes asked for
+    next_ready_at: datetime | None  # the earliest future due time among the routes asked for; not after now: look again
     requests: Sequence[tuple[str, Request]] = ()  # run id → what is asked of a run that the worker holds
     signalled: Sequence[str] = ()  # runs that the worker held before this claim, and that got signals: see ``unread``
 
@@ -416,6 +434,21 @@ class Renewal:
     alive: bool  # False: the worker's row is gone, its runs are no longer its own
     now: datetime
     next_expiry: datetime | None  # the earliest expiry among the other workers
+
+
+class DeadLetter(NamedTuple):
+    """A run that a reaping gave up."""
+
+    run_id: str
+    workflow: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """The answer to a reaping."""
+
+    released: int  # runs of dead workers, those given up included
+    dead_letters: tuple[DeadLetter, ...] = ()  # those given up, by run id
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from durable.client import new_request
 from durable.durations import seconds
 from durable.errors import InvalidArgument, RunFinished
 from durable.ids import check_run_id
@@ -51,15 +50,7 @@ class Operator(Messenger):
             RunNotFound: There is no such run, or no such record.
             RunFinished: It is in another state.
         """
-        if from_step is None:
-            await self._must_apply(run_id, Verb.RETRY, reason, by)
-        else:
-            self._check_connected()
-            request = new_request(Verb.RETRY, reason, by)
-            if await self._store.retry_from(check_run_id(run_id), from_step, request) is None:
-                await self._refused(run_id, Verb.RETRY)
-            self._announce()
-            self._hooks.emit("run_retried", run_id=run_id, detail=reason)
+        await self._must_apply(run_id, Verb.RETRY, reason, by, from_step)
 
     async def retry_compensation(self, run_id: str, *, reason: str = "", by: str = "") -> None:
         """Make the failed compensations of a ``failed`` run again; those that succeeded are not repeated.
@@ -152,8 +143,8 @@ class Operator(Messenger):
             state = (await self.get_run(run_id)).state
             raise RunFinished(f"run {run_id} is {state}: only a run that has ended can be deleted")
 
-    async def _must_apply(self, run_id: str, verb: Verb, reason: str, by: str) -> None:
-        if await self._request(run_id, verb, reason, by) is None:
+    async def _must_apply(self, run_id: str, verb: Verb, reason: str, by: str, step: str | None = None) -> None:
+        if await self._request(run_id, verb, reason, by, step) is None:
             await self._refused(run_id, verb)
 
     async def _refused(self, run_id: str, verb: Verb) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from durable import failures
 from durable.errors import RunNotFound
 from durable.model import Kind, Record, Request, Run, State, Verb
-from durable.states import EXECUTING, TERMINAL, TRANSITIONS, Event
+from durable.states import EXECUTING, TRANSITIONS, Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,9 @@ def decide(run: Run, request: Request, records: Sequence[Record], step: str | No
         case Verb.RESUME:
             return _resume(run)
         case Verb.RETRY:
-            return _retry(run, records, step)
+            return None if _latest(records) == request else _retry(run, records, step)
         case Verb.RETRY_UNDO:
-            return _retry_undo(run, records)
+            return None if _latest(records) == request else _retry_undo(run, records)
 
 
 def _cancel(run: Run, request: Request) -> Plan | None:
@@ -97,8 +97,24 @@ def _retry_undo(run: Run, records: Sequence[Record]) -> Plan | None:
     failed -= {f"{record.key}/undo" for record in records if record.kind is Kind.STEP and record.failed}
     if state is None or not failed:
         return None
-    aside = _with_extensions(records, failed)
-    return Plan(state, error=run.error, ready=True, record=True, forgive=True, aside=aside)
+    aside, cancel = _with_extensions(records, failed), _standing_cancel(records)
+    return Plan(state, requested=cancel, error=run.error, ready=True, record=True, forgive=True, aside=aside)
+
+
+def _standing_cancel(records: Sequence[Record]) -> Request | None:
+    """The request for which the run was being undone, if it was; an operator's retry has let it go forward again."""
+    decisive = [request for request in _carried_out(records) if request.verb in (Verb.CANCEL, Verb.RETRY)]
+    return decisive[-1] if decisive and decisive[-1].verb is Verb.CANCEL else None
+
+
+def _latest(records: Sequence[Record]) -> Request | None:
+    """What was carried out last. A retry that equals it was sent again: if the run has failed since, it stays so."""
+    return next(reversed(_carried_out(records)), None)
+
+
+def _carried_out(records: Sequence[Record]) -> list[Request]:
+    found = (record.data for record in records if record.kind is Kind.REQUEST)
+    return [failures.request_from_json(data) for data in found if data is not None]
 
 
 def _is_open(run: Run, request: Request) -> bool:
@@ -108,22 +124,16 @@ def _is_open(run: Run, request: Request) -> bool:
 def asked_again(run: Run, request: Request, latest: Record | None) -> bool:
     """Whether a request without a plan was carried out, or stored, when it was asked before.
 
+    One that is open is everybody's; of one that was carried out only whoever asked it is told so.
+
     Args:
         run: As it is stored.
         request: What is asked.
         latest: The run's latest ``REQUEST`` record.
     """
-    if run.requested is not None:
-        return _is_open(run, request)
-    if latest is None or latest.data is None or failures.request_from_json(latest.data) != request:
-        return False
-    match request.verb:
-        case Verb.CANCEL:
-            return run.state is State.CANCELLED
-        case Verb.PAUSE:
-            return run.state is State.PAUSED
-        case _:
-            return run.state not in TERMINAL
+    if _is_open(run, request):
+        return True
+    return latest is not None and latest.data is not None and failures.request_from_json(latest.data) == request
 
 
 def set_aside(records: Sequence[Record], step: str | None = None) -> list[str]:

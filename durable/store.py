@@ -30,6 +30,7 @@ from durable.model import (
     Outcome,
     Published,
     Queue,
+    Reaped,
     Record,
     Renewal,
     Request,
@@ -158,15 +159,18 @@ class Store(Protocol):
         ...
 
     async def unregister(self, worker: str) -> None:
-        """Delete the worker's row. Runs it still owns are released as after an expiry, without a takeover."""
+        """Delete the worker's row. Runs it still owns, and no others, are released, without a takeover."""
         ...
 
-    async def reap(self, limit: int = 5) -> int:
-        """Delete workers whose lease has expired and release their runs; returns how many runs.
+    async def reap(self, limit: int = 5) -> Reaped:
+        """Delete workers whose lease has expired and release their runs; returns how many, and which it gave up.
 
         Each released run gets a takeover record naming the dead worker, and counts takeovers since its last
         new record; the ``limit``-th makes it ``dead_letter``. Runs whose owner has no row are released too. All are
         ready at once: that a run which kills its workers does not take its neighbours along is the claim's to see to.
+
+        This alone makes dead letters, and of several callers at once exactly one is told of each. An answer that was
+        lost is not given again: ``list_runs`` shows every dead letter.
         """
         ...
 
@@ -181,7 +185,10 @@ class Store(Protocol):
         warm: Mapping[str, int],
         done: Sequence[str] = (),
     ) -> Claimed:
-        """Take up to ``limit`` ready runs, oldest due first within a route, never one that is taken.
+        """Take up to ``limit`` ready runs, never one that is taken: by priority over all routes, oldest due first within
+        a priority and a route.
+
+        What the limits of a queue do not let it take: see ``put_queues``.
 
         A run with two takeovers or more since its last new record is a suspect (``RunSummary.suspect``). A claim takes
         at most one, and none while the worker holds another: so each further death of a worker counts against one
@@ -190,7 +197,7 @@ class Store(Protocol):
 
         Args:
             worker: Who claims. Without a live row nothing is claimed.
-            routes: What it can execute.
+            routes: What it can execute. A run needs all three: its workflow, its version, its queue.
             limit: At most so many.
             batch: Id of this claim, a new UUID each time.
             warm: Runs whose execution the worker still has in memory: run id → the claim number it has seen.
@@ -282,10 +289,20 @@ class Store(Protocol):
     async def create_runs(self, runs: Sequence[NewRun]) -> list[Created]:
         """Create each run, unless its key or id exists already; one answer for each, in order.
 
-        * A concurrency key is held, within its workflow, by the oldest run that has it and has not ended. What becomes
-          of a further one says ``NewRun.policy``. ``replace`` asks the active run, and what is queued, to cancel.
-        * Debounced: while a run with the same workflow and debounce key has not been claimed, it gets this input, tags
-          and a later start instead; ``created`` is False.
+        Whether the key or the id exists is asked first, then what the debounce key stands for, then the concurrency key.
+
+        * A concurrency key is held, within its workflow, by the first in its line: a run joins the line when it is
+          created and leaves it when it ends, by whomever. What becomes of a further one says ``NewRun.policy``.
+          ``replace`` asks all that stand in the line to cancel (``requests.replacement``), and joins it; when it is sent
+          again it asks nobody. What is queued, which is all but the first, has no ``ready_at``. Whatever would make it
+          ready (its delay, a resumption, a request to cancel a run that has started) does so when it is first. When
+          the first one leaves, the next has the ``ready_at`` that it would have had, unless it is paused.
+          A retry lets a run that has ended join the line anew, at its end.
+        * Debounced: while a run with the same workflow and debounce key was never claimed and has not ended, it gets
+          this input, version and tags, and starts ``delay`` after now but not later than ``max_delay`` after it was
+          created; ``created`` is False. The run keeps its id, queue, priority and keys. ``NewRun.ready_at`` and
+          ``delay`` do not count. A trigger sent again, told by ``NewRun.id``, gets the run that has its input and
+          changes nothing, until that run is deleted.
         """
         ...
 
@@ -343,7 +360,21 @@ class Store(Protocol):
 
         A claim never takes a run when, with it, more runs of the queue would be held by all workers together than
         ``concurrency``, or of the queue and ``limit_key`` than ``per_key``; nor one whose rate is used up. What cannot
-        be taken does not stand in the way of others, and becomes ready when it can.
+        be taken does not stand in the way of others, and is claimed when it can be, in the order of ``claim``.
+
+        * A run that is claimed while its queue has limits has a place, until it leaves its worker, in whatever way; and
+          takes a token of each rate. A run that was claimed before is not counted.
+        * A queue of which nothing can be taken, by ``concurrency`` or ``rate``, is passed over as a whole.
+          ``Claimed.next_ready_at`` counts the time at which its next token is due, when something of it is due by then.
+        * A run whose ``limit_key`` has no place or no token loses its ``ready_at``: it is blocked. When a place is free
+          or a token is due, at least one run for each workflow and version of the queue and key is ready (or will be, at
+          the time of the token), by priority, then due time: if what stands first is of a version that nobody executes,
+          the others go on. A blocked run that becomes ready for any other reason is met and blocked again.
+        * A claim that met so many runs which it could not take that it has stopped looking says so by a
+          ``next_ready_at`` that is not after now.
+
+        A queue without any limit is not stored any more. Limits that differ from those that were stored begin with full
+        buckets, and let all that is blocked in the queue be looked at anew. The same ones again change nothing.
         """
         ...
 
@@ -375,7 +406,8 @@ class Store(Protocol):
           takeovers and request. Set aside are the records of steps that did not succeed, of steps that were
           compensated, and whatever compensations have left.
         * ``retry_compensation``. A ``failed`` run that has failed compensations becomes ``compensating`` and ready at
-          once, without end, takeovers and request, its error kept. Set aside are the failed compensations.
+          once, without end and takeovers, its error kept. Set aside are the failed compensations. If its history says
+          that it was being cancelled, that request is open again, so that it ends ``cancelled``.
 
         A record that is set aside keeps its contents under the key ``/<claim>/<key>``, with the claim number as it was
         before, and so does every record whose key extends its key (attempts, compensations, wakes). Keys that begin
@@ -385,12 +417,13 @@ class Store(Protocol):
         ``claim`` too, so that no execution of before writes any more, and no copy of the history in memory counts as
         current. A ``REQUEST`` record written here is no progress: ``takeovers`` stay.
 
-        Asking again changes nothing and answers the same: a request to cancel or to pause that is open, whoever asks
-        again; and one that the run's latest ``REQUEST`` record says was carried out (verb, reason and ``by`` equal), as
-        long as its effect lasts: ``requests.asked_again``. A withdrawal that is sent again answers None.
+        Asking again changes nothing and says that it applied: a request to cancel or to pause that is open, whoever
+        asks again; and one that is equal to the run's latest ``REQUEST`` record, as only the very same one is, for the
+        client gives each an id: ``requests.asked_again``. A withdrawal that is sent again answers None.
 
         Returns:
-            The run's state afterwards when the request applies, else None: then the caller reads the run.
+            The run's state afterwards when the request applies, its present state when it did before, else None: then
+            the caller reads the run.
 
         Raises:
             RunNotFound: There is no such run.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from durable import failures
@@ -55,8 +56,9 @@ def _entries(run: Run, record: Record) -> Iterator[TimelineEntry]:
     name = _SET_ASIDE.sub("", record.key, count=1).partition("/")[0]
     seq, at, worker = record.seq, record.at, record.worker
     if record.kind is Kind.REQUEST:
-        verb = failures.request_from_json(record.data or "").verb
-        yield TimelineEntry(seq, at, verb, run.workflow, worker=worker, data=record.data)
+        request = failures.request_from_json(record.data or "")
+        data = failures.request_to_json(replace(request, id=""))  # which call it was is nothing to a reader
+        yield TimelineEntry(seq, at, request.verb, run.workflow, worker=worker, data=data)
     elif record.kind is Kind.RUN_ATTEMPT:
         yield TimelineEntry(seq, at, "run attempt failed", run.workflow, record.attempt, worker, data=record.data)
     elif record.kind is Kind.SLEEP:

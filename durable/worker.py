@@ -9,23 +9,23 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, TypeVar
 
 from durable.committer import Committer, resending
 from durable.context import Context
-from durable.durations import seconds
-from durable.errors import DurableError, InvalidArgument, PayloadError, RunNotFound, StoreUnavailable
+from durable.errors import DurableError, PayloadError, RunNotFound, StoreUnavailable
 from durable.execution import Execution
 from durable.heartbeat import Heartbeat
 from durable.hooks import Hooks
 from durable.ids import new_id
 from durable.model import Change, ClaimedRun, Effect, Failure, Outcome, Renewal, Request, RunRef, RunWrite, Verb
-from durable.names import check_name
 from durable.newruns import DEFAULT_QUEUE
+from durable.options import WorkerOptions
+from durable.pruning import Pruning
 from durable.states import TERMINAL, release
 from durable.steps import UNWIND, StillRunning
 from durable.store import Hint, Route, Store
@@ -46,66 +46,8 @@ _LAST_WORDS = 0.4
 """Seconds, each, that a stopping worker grants after the drain timeout: to steps that are being cancelled, and
 to the store for what is still to be written. Together with the rest they stay within one second (P03)."""
 
-_PRUNE_BATCH, _PRUNE_EVERY, _PRUNE_AGAIN = 500, 60.0, 1.0
-"""Runs that are pruned in one transaction; seconds between two looks; seconds after a look that found a full batch."""
-
-_LEASE_LEAST = 0.5
-"""Seconds. A shorter lease would be lost to an ordinary pause of the machine."""
-
 _RETRY_PAUSE = 0.25
 """Seconds before a claim or a registration that the store did not answer is tried again."""
-
-
-class WorkerOptions:
-    """How a worker works.
-
-    Args:
-        concurrency: Runs that execute at the same time; parked ones do not count. Default 100.
-        threads: Threads for synchronous step functions. Default 32.
-        lease: Seconds or timedelta for which its runs stay its own after the worker has died. Default 30, at least
-            0.5. It is renewed every third of it.
-        poll_interval: Seconds or timedelta after which an idle worker looks for runs unasked. Default 1.
-        linger: Seconds or timedelta for which a parked run stays in memory, to go on without a replay; 0 evicts it at
-            once. Default 1.
-        drain_timeout: Seconds or timedelta for which a stopping worker lets running steps end. Default 30.
-        prune_after: Seconds or timedelta after which runs that have ended are deleted, a bounded batch at a time,
-            beside the other work. Default None: never.
-        queues: The queues whose runs it executes. Default: ``default``, and those of its workflows.
-
-    Raises:
-        InvalidArgument: A value is out of its range.
-    """
-
-    def __init__(
-        self,
-        *,
-        concurrency: int = 100,
-        threads: int = 32,
-        lease: float | timedelta = 30.0,
-        poll_interval: float | timedelta = 1.0,
-        linger: float | timedelta = 1.0,
-        drain_timeout: float | timedelta = 30.0,
-        prune_after: float | timedelta | None = None,
-        queues: Iterable[str] | None = None,
-    ) -> None:
-        self.concurrency = _count(concurrency, "concurrency")
-        self.threads = _count(threads, "threads")
-        self.lease = seconds(lease, "lease")
-        self.poll_interval = seconds(poll_interval, "poll_interval")
-        self.linger = seconds(linger, "linger")
-        self.drain_timeout = seconds(drain_timeout, "drain_timeout")
-        self.prune_after = None if prune_after is None else seconds(prune_after, "prune_after")
-        self.queues = None if queues is None else frozenset(check_name(queue, "queue") for queue in queues)
-        if self.lease < _LEASE_LEAST:
-            raise InvalidArgument(f"lease must be at least {_LEASE_LEAST} s, not {self.lease:g}")
-        if not self.poll_interval:
-            raise InvalidArgument("poll_interval must be more than 0")
-
-
-def _count(value: object, what: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InvalidArgument(f"{what} must be a whole number of at least 1, not {value!r}")
-    return value
 
 
 class Worker:
@@ -145,6 +87,7 @@ class Worker:
         self.capture = capture
         self._pool = ThreadPool(options.threads)
         self.threads = StillRunning(self._pool)
+        self._pruning = Pruning(store, options.prune_after, hooks)
         self.clock = store.clock
         self.linger = options.linger
         self.id = ""
@@ -162,7 +105,6 @@ class Worker:
         self._stopping = False
         self._given_up = False  # stopping, and the store does not answer
         self._idle_wanted = False
-        self._prune_at = 0.0  # time.monotonic()
         self._reconcile_at = 0.0  # time.monotonic()
         self._claims: asyncio.Task[None] | None = None
         self._wake_time = self.clock.now()
@@ -178,6 +120,7 @@ class Worker:
         await self._register()
         self._unsubscribe = self._store.subscribe(self._on_hint)
         self._claims = asyncio.get_running_loop().create_task(self._claim_loop(), name="durable claims")
+        self._pruning.start()
 
     async def stop(self) -> None:
         """Claim nothing more, let steps end within the drain timeout, give the rest back, disappear."""
@@ -186,13 +129,15 @@ class Worker:
         if self._unsubscribe is not None:
             self._unsubscribe()
         self._signal.set()
+        self._pruning.stop()
         if self._claims is not None:
             await asyncio.wait([self._claims])
         self._cancel_ready_timer()
         for execution in list(self._active.values()):
             execution.drain()
         await self._until_empty(deadline)
-        await asyncio.gather(*(execution.stop(_LAST_WORDS) for execution in list(self._active.values())))
+        stopping = (execution.stop(_LAST_WORDS) for execution in list(self._active.values()))
+        await asyncio.gather(self._pruning.stopped(_LAST_WORDS), *stopping)
         for run_id, execution in list(self._warm.items()):
             self._evict(run_id, execution, _LAST_WORDS)
         if self._evictions:
@@ -297,7 +242,6 @@ class Worker:
                     await self._heartbeat.stop()
                     await self._register()  # under a new id
                 await self._reap_if_due()
-                await self._prune_if_due()
                 free = self._options.concurrency - len(self._active)
                 await self._claim(max(0, min(free, _CLAIM_MOST)))  # with no slot free, to hear what is asked
             except StoreUnavailable as error:
@@ -348,6 +292,8 @@ class Worker:
                 self._execute(replace(claimed, records=await self._store.history(claimed.run.id)))
             else:
                 self._execute(claimed)
+            if self._stopping:  # the claim was under way when the drain began: none of its runs may start a step
+                self._active[claimed.run.id].drain()
         self._hear(dict(answer.requests))
         await self._read(answer.signalled)
 
@@ -397,19 +343,15 @@ class Worker:
     async def _reap_if_due(self) -> None:
         if self._next_expiry is not None and self._next_expiry <= self.clock.now():
             self._next_expiry = None
-            released = await self._store.reap()
-            if released:
-                _log.warning("took over %d runs of workers whose lease had expired", released)
+            reaped = await self._store.reap()
+            if reaped.released:
+                _log.warning("took over %d runs of workers whose lease had expired", reaped.released)
                 self._store.announce(Hint.WORK)
-                self.hooks.emit("took_over", detail=f"{released} runs")
-
-    async def _prune_if_due(self) -> None:
-        """One bounded batch; the next follows at once only when there was a full one."""
-        if self._options.prune_after is None or time.monotonic() < self._prune_at:
-            return
-        before = self.clock.now() - timedelta(seconds=self._options.prune_after)
-        full = await self._store.prune(before, _PRUNE_BATCH) == _PRUNE_BATCH
-        self._prune_at = time.monotonic() + (_PRUNE_AGAIN if full else _PRUNE_EVERY)
+                self.hooks.emit("took_over", detail=f"{reaped.released} runs")
+            for run_id, workflow in reaped.dead_letters:
+                _log.error("run %s of workflow %r is a dead letter: it lost one worker after another", run_id, workflow)
+                self._on_ended(run_id)
+                self.hooks.emit("run_dead_lettered", run_id=run_id, workflow=workflow)
 
     async def _reconcile(self) -> None:
         """After a claim whose answer was lost: give back what the store says is ours and is not here."""

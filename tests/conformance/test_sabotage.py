@@ -14,8 +14,10 @@ from durable.model import (
     Change,
     Claimed,
     Created,
+    DeadLetter,
     NewRun,
     Outcome,
+    Reaped,
     Record,
     Request,
     Run,
@@ -138,11 +140,30 @@ class _NoKeys(MemoryStore):
 
 
 class _NoTakeoverCount(MemoryStore):
-    async def reap(self, limit: int = 5) -> int:
-        released = await super().reap(1000)
+    async def reap(self, limit: int = 5) -> Reaped:
+        reaped = await super().reap(1000)
         for row in self._rows.values():
             row.takeovers = min(row.takeovers, 1)
-        return released
+        return reaped
+
+
+class _NamesWhatLives(MemoryStore):
+    """Whatever was taken over counts as given up."""
+
+    async def reap(self, limit: int = 5) -> Reaped:
+        rows = [row for row in self._rows.values() if row.owner is not None]
+        answer = await super().reap(limit)
+        lost = [DeadLetter(row.new.id, row.new.workflow) for row in rows if row.owner is None]
+        return replace(answer, dead_letters=tuple(sorted(lost)))
+
+
+class _NamesThemAgain(MemoryStore):
+    """Each reaping names every dead letter there is."""
+
+    async def reap(self, limit: int = 5) -> Reaped:
+        answer = await super().reap(limit)
+        dead = [DeadLetter(row.new.id, row.new.workflow) for row in self._rows.values() if row.state == "dead_letter"]
+        return replace(answer, dead_letters=tuple(sorted(dead)))
 
 
 class _SuspectsTogether(MemoryStore):
@@ -375,6 +396,8 @@ class _Harness(MemoryHarness):
         (_Early, "test_P26_a_delayed_run_is_never_claimed_early", []),
         (_NoKeys, "test_P36_200_concurrent_triggers_with_one_key_are_one_run", []),
         (_NoTakeoverCount, "test_P06_the_fifth_takeover_without_progress_is_the_last", []),
+        (_NamesWhatLives, "test_P06_a_reaping_names_the_runs_that_it_gives_up", []),
+        (_NamesThemAgain, "test_P06_of_reapers_at_once_one_is_told_of_each_dead_letter", []),
         (_SuspectsTogether, "test_P06_a_run_that_kills_at_once_takes_no_neighbour_with_it", []),
         (_SuspectsTogether, "test_P06_suspects_are_given_out_one_at_a_time_and_others_beside_them", []),
         (_LeavingIsDying, "test_P03_a_worker_that_leaves_frees_its_runs_without_a_takeover", []),

@@ -127,7 +127,7 @@ async def test_moving_the_clock_renews_the_leases_of_live_workers_only() -> None
     (theirs,) = (await dead.claim(limit=1)).runs
     store.expire(dead.id)
     clock.advance(timedelta(days=365))
-    assert await store.reap() == 1
+    assert (await store.reap()).released == 1
     assert (await read(store, mine.run.id)).owner == alive.id
     assert (await read(store, theirs.run.id)).state is State.PENDING
     renewal = store.renew(alive.id, 30)

@@ -161,6 +161,7 @@ async def test_P29_a_run_that_never_started_is_cancelled_at_once(backend: Backen
     async with backend.engine(flow).client() as client:
         handle = await client.trigger(flow, delay=delay)
         assert await client.cancel(handle.run_id, reason="never mind")
+        assert not await client.cancel(handle.run_id, reason="never mind")
         with pytest.raises(RunCancelled, match="never mind"):
             await handle.result(timeout=SOON)
     async with backend.engine(flow) as engine:

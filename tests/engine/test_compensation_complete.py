@@ -163,7 +163,7 @@ async def test_P28_a_failed_run_without_a_failed_compensation_has_none_to_resume
             await engine.retry_compensation(handle.run_id)
 
 
-async def test_a_resumed_compensation_of_a_cancelled_run_ends_it(backend: Backend) -> None:
+async def test_P28_a_cancelled_run_whose_compensation_is_resumed_ends_cancelled(backend: Backend) -> None:
     ledger = Ledger()
     ledger.broken = {"charge"}
 
@@ -180,9 +180,13 @@ async def test_a_resumed_compensation_of_a_cancelled_run_ends_it(backend: Backen
             await handle.result(timeout=SOON)
         ledger.broken = set()
         await engine.retry_compensation(handle.run_id)
-        with pytest.raises((RunCompensated, RunCancelled), match="no more"):
+        with pytest.raises(RunCancelled, match="no more"):
             await handle.result(timeout=SOON)
+        entries = await engine.timeline(handle.run_id)
     assert ledger.made == ["charge", "undo charge", "undo charge"]
+    assert [kind for kind in kinds(entries) if kind in ("cancel", "retry_compensation", "cancelled")] == [
+        "cancel", "retry_compensation", "cancelled",
+    ]  # fmt: skip
 
 
 async def test_on_rollback_has_its_place_among_the_compensations(backend: Backend) -> None:

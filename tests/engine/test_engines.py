@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from durable import ConfigurationError, Context, Engine, InvalidArgument, State, WorkerOptions, workflow
+from durable.store import Store
 from tests.engine.backends import SOON, Backend, memory
 from tests.engine.test_replay import EVICT
+from tests.engine.wrapped import Between, Call
 
 
 @workflow
@@ -246,6 +248,52 @@ async def test_skip_time_needs_a_virtual_clock() -> None:
     async with backend.engine(nothing) as engine:
         with pytest.raises(InvalidArgument, match="VirtualClock"):
             await engine.run_until_idle(skip_time=True)
+
+
+class HoldsAClaim(Between):
+    """The answer of the nth claim that got a run is on its way until it is let go."""
+
+    def __init__(self, inner: Store, number: int) -> None:
+        super().__init__(inner)
+        self.left = number
+        self.under_way, self.arrives = asyncio.Event(), asyncio.Event()
+
+    async def around(self, name: str, call: Call) -> Any:
+        answer = await call()
+        if name == "claim" and answer.runs:
+            self.left -= 1
+            if not self.left:
+                self.under_way.set()
+                await self.arrives.wait()
+        return answer
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["new", "still in memory"])
+async def test_P03_what_a_claim_brings_after_the_stop_is_given_back_before_it_starts_a_step(
+    real_time: Backend, number: int
+) -> None:
+    made: list[str] = []
+
+    @workflow
+    async def flow(ctx: Context) -> None:
+        await ctx.step("a", made.append, "a")
+        await ctx.sleep("nap", EVICT)
+        await ctx.step("b", made.append, "b")
+
+    store = HoldsAClaim(real_time.store(), number)
+    engine = real_time.engine(flow, store=store.store, linger=SOON)
+    await engine.start()
+    handle = await engine.trigger(flow)
+    async with asyncio.timeout(SOON):
+        await store.under_way.wait()
+        stopping = asyncio.create_task(engine.stop())
+        await asyncio.sleep(0)  # it has begun
+        store.arrives.set()
+        await stopping
+    assert made == ["a"][: number - 1]
+    async with real_time.engine(flow).client() as client:
+        run = await client.get_run(handle.run_id)
+        assert (run.state, run.owner, run.claim, run.takeovers) == (State.PENDING, None, number, 0)
 
 
 async def test_after_stop_no_task_and_no_thread_of_the_engine_lives(backend: Backend) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 import time
+from contextlib import AsyncExitStack
 from typing import Any, get_args
 
 import pytest
@@ -18,6 +19,7 @@ from durable import (
     InvalidArgument,
     Retry,
     RunCancelled,
+    RunDeadLettered,
     RunFailed,
     State,
     StepFailed,
@@ -26,6 +28,7 @@ from durable import (
 )
 from durable import failures as stored
 from durable.hooks import EventName
+from durable.testing.conformance.harness import Worker
 from tests.engine.backends import SOON, Backend, Listener
 from tests.engine.test_cancel import LONG, held
 from tests.engine.test_compensation import Ledger
@@ -79,6 +82,41 @@ async def test_P46_each_event_of_a_run_is_told_once_in_the_order_of_the_commits(
     assert {event.run_id for event in events} == {handle.run_id}
     assert {event.workflow for event in events} == {"flow"}
     assert all(event.at.tzinfo is not None for event in events)
+
+
+async def test_P06_a_dead_letter_is_told_once_by_one_of_several_workers(backend: Backend) -> None:
+    ledger = Ledger()
+    events: list[HookEvent] = []
+
+    @workflow
+    async def deadly(ctx: Context) -> None:
+        await ctx.step("never", ledger.do, "never")
+
+    @workflow
+    async def fine(ctx: Context) -> str:
+        return await ctx.step("a", ledger.do, "a")
+
+    store = backend.store()
+    async with backend.engine(deadly, fine, store=store).client() as client:
+        handle, neighbour = await client.trigger(deadly), await client.trigger(fine)
+        for death in range(5):
+            worker = await Worker.start(store, lease=-1)  # it has died by now
+            await worker.claim(routes=[deadly.route, fine.route] if death == 4 else [deadly.route])
+            if death < 4:
+                await store.reap()
+        engines = [backend.engine(fine) for _ in range(3)]
+        for engine in engines:
+            observed(engine, events)
+        async with AsyncExitStack() as stack:
+            for engine in engines:
+                await stack.enter_async_context(engine)
+            with pytest.raises(RunDeadLettered):
+                await handle.result(timeout=SOON)
+            assert await backend.result(engines[0], neighbour) == "a"
+        dead = [event for event in events if event.run_id == handle.run_id]
+        assert [(event.name, event.workflow) for event in dead] == [("run_dead_lettered", "deadly")]
+        assert names(events).count("took_over") == 1
+    assert ledger.made.count("never") == 0
 
 
 async def test_P46_observers_that_raise_change_no_run_and_are_logged(

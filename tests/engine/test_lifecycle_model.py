@@ -205,7 +205,6 @@ class Model:
         if self.state is not State.FAILED or not failed:
             return False
         self.not_undone = set()
-        self.cancelled = False
         self.takeovers = 0
         self.go(now)
         return True

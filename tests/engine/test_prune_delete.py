@@ -8,10 +8,24 @@ from typing import Any
 
 import pytest
 
-from durable import Context, Engine, InvalidArgument, Run, RunFinished, RunHandle, RunNotFound, State, workflow
+from durable import (
+    Context,
+    Engine,
+    HookEvent,
+    InvalidArgument,
+    Run,
+    RunFinished,
+    RunHandle,
+    RunNotFound,
+    State,
+    StoreUnavailable,
+    workflow,
+)
+from durable.store import Store
 from tests.engine.backends import SOON, Backend
 from tests.engine.test_cancel import LONG, held
 from tests.engine.test_compensation import Ledger
+from tests.engine.wrapped import Between, Call
 
 
 @workflow
@@ -36,6 +50,13 @@ async def exists(engine: Engine, handle: RunHandle[Any]) -> Run | None:
         return await engine.get_run(handle.run_id)
     except RunNotFound:
         return None
+
+
+async def gone(engine: Engine, handle: RunHandle[Any]) -> None:
+    """Return when the run is pruned."""
+    async with asyncio.timeout(SOON):
+        while await exists(engine, handle) is not None:  # noqa: ASYNC110 - nobody announces a deletion
+            await asyncio.sleep(0.002)
 
 
 async def test_P52_only_what_has_ended_and_is_older_is_pruned_with_all_that_belongs_to_it(backend: Backend) -> None:
@@ -105,10 +126,108 @@ async def test_P52_a_worker_prunes_beside_its_work(backend: Backend) -> None:
     if backend.clock is not None:
         backend.clock.advance(LONG / 2)
     async with backend.engine(quick, naps, prune_after=0.001 if backend.clock is None else LONG / 3) as engine:
-        async with asyncio.timeout(SOON):
-            while await exists(engine, old) is not None:  # noqa: ASYNC110 - nobody announces a deletion
-                await asyncio.sleep(0.002)
+        await gone(engine, old)
         assert await exists(engine, sleeping) is not None
+
+
+class NeverDone(Between):
+    """Each prune lasts for ever."""
+
+    def __init__(self, inner: Store) -> None:
+        super().__init__(inner)
+        self.begun, self.cancelled = asyncio.Event(), asyncio.Event()
+
+    async def around(self, name: str, call: Call) -> Any:
+        if name != "prune":
+            return await call()
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+
+
+async def test_P52_a_prune_that_takes_long_delays_no_claim_and_no_stop(backend: Backend) -> None:
+    store = NeverDone(backend.store())
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    @workflow
+    async def held_up(ctx: Context) -> None:
+        begun.set()
+        await ctx.step("held up", go_on.wait)
+
+    before = asyncio.all_tasks()
+    engine = backend.engine(quick, held_up, store=store.store, prune_after=LONG, drain_timeout=SOON)
+    await engine.start()
+    await store.begun.wait()
+    assert await backend.result(engine, await engine.trigger(quick, 1)) == 1
+    handle = await engine.trigger(held_up)
+    await begun.wait()
+    assert not store.cancelled.is_set()
+    stopping = asyncio.create_task(engine.stop())
+    async with asyncio.timeout(SOON):
+        await store.cancelled.wait()  # the drain has only begun: the step has not ended
+        go_on.set()
+        await stopping
+    assert len(store.made("prune")) == 1
+    assert asyncio.all_tasks() <= before
+    async with backend.engine(quick).client() as client:
+        assert (await client.get_run(handle.run_id)).takeovers == 0
+
+
+class Fails(Between):
+    """The first two prunes end with an error."""
+
+    def __init__(self, inner: Store, error: Exception) -> None:
+        super().__init__(inner)
+        self.error = error
+
+    async def around(self, name: str, call: Call) -> Any:
+        if name == "prune" and len(self.made("prune")) <= 2:
+            raise self.error
+        return await call()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(StoreUnavailable("down"), 0), (RuntimeError("a bug"), 2)], ids=["outage", "bug"]
+)
+async def test_P52_pruning_outlives_a_store_that_does_not_answer(
+    backend: Backend,
+    error: Exception,
+    told: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("durable.pruning._EVERY", 0.01)
+    events: list[HookEvent] = []
+    async with backend.engine(quick) as engine:
+        old = await engine.trigger(quick, 1)
+        await backend.result(engine, old)
+    if backend.clock is not None:
+        backend.clock.advance(1)
+    store = Fails(backend.store(), error)
+    again = backend.engine(quick, store=store.store, prune_after=0)
+    again.on("error", events.append)
+    async with again as engine:
+        await gone(engine, old)
+    assert len([line for line in caplog.records if line.name == "durable.pruning"]) == 2
+    assert [event.detail for event in events] == ["pruning failed"] * told
+
+
+async def test_P52_a_full_batch_is_soon_followed_by_the_next(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("durable.pruning._BATCH", 2)
+    monkeypatch.setattr("durable.pruning._AGAIN", 0.01)
+    async with backend.engine(quick) as engine:
+        old = await engine.trigger_many(quick, range(5))
+        for handle in old:
+            await backend.result(engine, handle)
+    if backend.clock is not None:
+        backend.clock.advance(1)
+    store = Between(backend.store())
+    async with backend.engine(quick, store=store.store, prune_after=0) as engine:
+        for handle in old:
+            await gone(engine, handle)
+    assert [limit for _, limit in store.made("prune")] == [2, 2, 2]
 
 
 async def test_P52_without_prune_after_a_worker_prunes_nothing(backend: Backend) -> None:

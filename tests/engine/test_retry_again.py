@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ from tests.engine.backends import SOON, Backend
 from tests.engine.test_cancel import LONG, held, kinds
 from tests.engine.test_compensation import Ledger
 from tests.engine.test_pause import Fails, paused
-from tests.engine.wrapped import LosesAnswers
+from tests.engine.wrapped import GoesDown, LosesAnswers
 
 NOBODY = "00000000-0000-7000-8000-000000000000"
 
@@ -211,16 +211,7 @@ async def test_a_failed_run_is_retried_by_one_of_ten_at_once(backend: Backend) -
 # -- answers that are lost ------------------------------------------------------------------------
 
 
-async def until_answered(ask: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    """What a caller does when the store does not answer: the same again."""
-    while True:
-        try:
-            return await ask()
-        except StoreUnavailable:
-            continue
-
-
-async def test_P11_a_request_whose_answer_is_lost_is_carried_out_once_and_asking_again_says_so(
+async def test_P11_a_request_whose_answer_is_lost_is_carried_out_once_and_answered_as_the_first(
     real_time: Backend,
 ) -> None:
     ledger = Ledger()
@@ -240,17 +231,37 @@ async def test_P11_a_request_whose_answer_is_lost_is_carried_out_once_and_asking
         run_id = handle.run_id
         await paused(engine, run_id)
         charge.broken = False
-        await until_answered(lambda: client.resume(run_id, by="a"))
+        await client.resume(run_id, by="a")
         await held(engine, run_id, State.SLEEPING)
-        await until_answered(lambda: client.pause(run_id, by="b"))
+        await client.pause(run_id, by="b")
         assert (await engine.get_run(run_id)).state is State.PAUSED
-        assert await until_answered(lambda: client.cancel(run_id, by="c"))
+        assert await client.cancel(run_id, by="c")
         with pytest.raises(RunCancelled):
             await handle.result(timeout=SOON)
+        assert not await engine.cancel(run_id, by="c")
         entries = await engine.timeline(run_id)
     assert lossy.lost == 3
     assert [kind for kind in kinds(entries) if kind in ("resume", "pause", "cancel")] == ["resume", "pause", "cancel"]
     assert ledger.made == ["reserve", "charge!", "charge", "undo reserve"]
+
+
+async def test_P11_a_request_is_given_up_when_the_store_does_not_come_back(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("durable.client._REQUEST_PATIENCE", 0.1)
+
+    @workflow
+    async def flow(ctx: Context) -> None: ...
+
+    store = GoesDown(backend.store())
+    async with backend.engine(flow, store=store.store).client() as client:
+        handle = await client.trigger(flow)
+        store.down = True
+        with pytest.raises(StoreUnavailable):
+            await client.cancel(handle.run_id)
+        store.down = False
+        assert await handle.status() == State.PENDING
+        assert len({request for _, request in store.made("request")}) == 1 < len(store.made("request"))
 
 
 @pytest.mark.parametrize("from_step", [None, "reserve"])
@@ -275,7 +286,7 @@ async def test_P11_a_retry_whose_answer_is_lost_is_one_retry(real_time: Backend,
         handle = await engine.trigger(flow)
         with pytest.raises(RunFailed):
             await handle.result(timeout=SOON)
-        await until_answered(lambda: client.retry(handle.run_id, from_step=from_step))
+        await client.retry(handle.run_id, from_step=from_step)
         go_on.set()
         assert await handle.result(timeout=SOON) == "charged"
         entries = await engine.timeline(handle.run_id)

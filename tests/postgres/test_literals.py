@@ -23,10 +23,15 @@ TEXTS = st.lists(
 TIMES = st.integers(-(10**15), 9 * 10**15).map(lambda us: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us))
 
 
+class FloatsDumper(literals.IdsDumper):
+    oid = literals.Floats.oid
+
+
 @pytest.fixture(scope="module")
 def server(postgres_url: str) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(postgres_url, autocommit=True, cursor_factory=psycopg.RawCursor) as connection:
         connection.adapters.register_dumper(literals.Ids, literals.IdsDumper)
+        connection.adapters.register_dumper(literals.Floats, FloatsDumper)
         connection.execute("SET TimeZone = 'UTC'")
         yield connection
 
@@ -92,3 +97,10 @@ def test_a_column_that_no_server_takes_is_refused(monkeypatch: pytest.MonkeyPatc
     literals.columns(["x" * 900])
     with pytest.raises(PayloadError, match="too many"):
         literals.columns(["x" * 500, "x" * 500])
+
+
+@QUICK
+@given(st.lists(st.floats(allow_nan=False)))
+@example([0.1 + 0.2, -0.0, 5e-324])
+def test_floats_are_exact(server: psycopg.Connection[Any], values: list[float]) -> None:
+    assert column(server, "$1::float8[]", literals.floats(values)) == values

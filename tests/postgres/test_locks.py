@@ -13,7 +13,7 @@ from psycopg import sql
 
 from durable import states
 from durable.errors import StoreUnavailable
-from durable.model import Outcome, RunWrite, State
+from durable.model import DeadLetter, Outcome, Reaped, RunWrite, State
 from durable.stores.postgres import PostgresStore, connections, sessions
 from durable.stores.postgres.wire import Call
 from durable.testing._servers import url_with
@@ -69,7 +69,7 @@ async def test_a_flush_that_meets_the_reaper_writes_nothing(postgres: Postgres) 
         flush = asyncio.create_task(store.commit(worker.id, [RunWrite(run.ref, [record(1)], _COMPLETE)]))
         await postgres.until(_WAITS, f'%{postgres.schema}".workers%')
     assert await flush == [Outcome.LEASE_LOST]
-    assert await store.reap() == 1
+    assert (await store.reap()).released == 1
     assert [entry.key for entry in await store.history(run.run.id)] == ["/takeover/1"]
 
 
@@ -82,7 +82,7 @@ async def test_a_claim_that_meets_the_reaper_takes_nothing(postgres: Postgres) -
         claim = asyncio.create_task(worker.claim())
         await postgres.until(_WAITS, f'%{postgres.schema}".workers%')
     assert (await claim).runs == []
-    assert await store.reap() == 0
+    assert (await store.reap()).released == 0
 
 
 async def test_claims_commits_reapers_and_a_signaller_never_deadlock(
@@ -150,7 +150,7 @@ async def test_a_dead_workers_row_that_stays_locked_is_freed(
         )
         postgres.rows("UPDATE durable.workers SET expires_at = now() - interval '2 s' WHERE id = %s", worker.id)
         with caplog.at_level(logging.WARNING):
-            assert await store.reap() == 1
+            assert (await store.reap()).released == 1
         with pytest.raises(psycopg.OperationalError):
             stopped.execute("SELECT 1")
     assert f"ended backend {pid}" in caplog.text
@@ -164,9 +164,23 @@ async def test_an_expired_worker_in_the_middle_of_a_flush_is_left_alone_for_a_mo
     with postgres.sql.transaction():
         postgres.rows("SELECT FROM durable.workers WHERE id = %s AND lane = 'flush' FOR KEY SHARE", worker.id)
         # Expired a moment ago: not yet stuck.
-        assert await store.reap() == 0
+        assert (await store.reap()).released == 0
     assert (await read(store, run.run.id)).owner == worker.id
-    assert await store.reap() == 1
+    assert (await store.reap()).released == 1
+
+
+async def test_P06_a_goodbye_gives_up_no_run_that_the_reaper_had_to_leave(postgres: Postgres) -> None:
+    """The dead worker's row is gone, its run was held at that moment: only a reaper may find it, which says so."""
+    store = await postgres.fresh()
+    worker, run = await claimed(store)
+    leaving = await Worker.start(store)
+    await postgres.expire(worker.id)
+    with postgres.sql.transaction():
+        postgres.rows("SELECT FROM durable.runs WHERE id = %s FOR UPDATE", run.run.id)
+        assert await store.reap(limit=1) == Reaped(0)
+    await store.unregister(leaving.id)
+    assert (await read(store, run.run.id)).owner == worker.id
+    assert await store.reap(limit=1) == Reaped(1, (DeadLetter(run.run.id, "order"),))
 
 
 async def test_P36_a_key_that_another_transaction_holds_is_waited_for_with_a_bound(postgres: Postgres) -> None:

@@ -130,6 +130,7 @@ def main() -> None:
     if config.watch:
         store = cast("Store", Watched(store))
     engine = ToldEngine(store, workflows=flows.ALL, worker=WorkerOptions(**config.options))
+    engine.on("run_dead_lettered", lambda event: tell("dead letter", run=event.run_id, workflow=event.workflow))
     tell("ready", pid=os.getpid())
     if config.barrier:
         stage.gate("start").passed_by_thread()

@@ -128,7 +128,7 @@ async def test_P25_run_attempts_are_counted_on_over_a_kill(site: Site) -> None:
 
 async def test_P06_a_run_that_kills_five_workers_is_given_up_and_its_neighbours_go_on(site: Site) -> None:
     lengths = [15, 20]
-    await site.workers(6, options={"lease": 0.7})
+    workers = await site.workers(6, options={"lease": 0.7})
     async with site.client() as client:
         neighbours = await client.trigger_many(flows.steady, lengths)
         deadly = await client.trigger(flows.deadly)
@@ -138,6 +138,10 @@ async def test_P06_a_run_that_kills_five_workers_is_given_up_and_its_neighbours_
         async with asyncio.timeout(20):
             assert [await handle.result() for handle in neighbours] == lengths
         timeline = await client.timeline(deadly.run_id)
+    survivor, _ = await site.first(workers, "dead letter", run=deadly.run_id, workflow=flows.deadly.name)
+    survivor.signal(signal.SIGTERM)
+    await survivor.exit_code()
+    assert [event for child in site.children for event in child.unread("dead letter")] == []
     dead = [entry.worker for entry in timeline if entry.kind == "takeover"]
     assert len(dead) == len(set(dead)) == 5
     # A step that was running when its worker was killed runs again; all others run once.

@@ -14,17 +14,17 @@ PACKAGE = ROOT / "durable"
 
 # A module may import from its own layer and from those above it in this list. A directory stands for what is in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "model"),
+    ("errors", "model", "schedules"),
     (
         *("annotations", "codec", "cron", "durations", "exactness", "failures", "inbox", "names"),
-        *("replay", "requests", "retry", "states", "timeline"),
+        *("replay", "requests", "retry", "scheduling", "states", "timeline"),
     ),
     ("clock", "ids", "sql", "store"),
     ("stores",),
     (
         *("attempts", "children", "committer", "compensation", "context", "effects", "exchange", "execution"),
-        *("fanout", "heartbeat", "hooks", "host", "newruns", "operations", "pulse", "results", "scheduler"),
-        *("stepping", "steps", "threads", "transactions", "worker", "workflow"),
+        *("fanout", "heartbeat", "hooks", "host", "newruns", "operations", "options", "pruning", "pulse"),
+        *("results", "scheduler", "stepping", "steps", "threads", "transactions", "worker", "workflow"),
     ),
     ("cli", "client", "engine", "handle", "http", "messenger", "operator", "testing"),
 )

@@ -42,7 +42,7 @@ async def test_a_worker_whose_row_is_gone_writes_nothing_and_its_runs_are_taken_
     (run,) = await take(store, 1)
     execute(path, "DELETE FROM durable_workers")
     assert await store.commit("w", [step(run.ref, 1, store.clock.now())]) == [LOST]
-    assert await store.reap() == 1
+    assert (await store.reap()).released == 1
     (record,) = await store.history(run.run.id)
     assert (record.kind, record.worker) == (Kind.TAKEOVER, "w")
 

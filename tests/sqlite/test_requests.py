@@ -66,7 +66,7 @@ async def test_a_request_outlives_the_process_that_was_told(peers: StartPeers, s
     assert await peer.answer() == [[run_id, "cancel", "out of stock", "alice"]]
     await peer.kill()
     await store.register("holder", -1)
-    assert await store.reap() == 1
+    assert (await store.reap()).released == 1
     await store.register("next", 60)
     answer = await store.claim("next", [ROUTE], 1, "b", {})
     assert [claimed.run.requested for claimed in answer.runs] == [CANCEL]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from durable import failures
-from durable.model import Failure, Kind, Record, Renewal
+from durable.model import DeadLetter, Failure, Kind, Reaped, Record, Renewal, State
 from durable.states import Event, after
 from durable.stores.memory.rows import Row
 from durable.stores.memory.shared import Shared
@@ -37,14 +37,15 @@ class Workers(Shared):
                 self._free(row, now)
                 self._left(row, now)
 
-    async def reap(self, limit: int = 5) -> int:
+    async def reap(self, limit: int = 5) -> Reaped:
         with self._lock:
             now = self._clock.now()
             dead = [worker for worker, expiry in self._workers.items() if expiry <= now]
             lost = [(worker, row) for worker in dead for row in self._remove_worker(worker)]
             for worker, row in lost:
                 self._take_over(row, worker, now, limit)
-            return len(lost)
+            given_up = [DeadLetter(row.new.id, row.new.workflow) for _, row in lost if row.state is State.DEAD_LETTER]
+            return Reaped(len(lost), tuple(sorted(given_up)))
 
     def expire(self, worker: str) -> None:
         """End the worker's lease now, as if its process had died long enough ago; the next ``reap`` finds it."""

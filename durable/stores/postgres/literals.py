@@ -18,7 +18,7 @@ from psycopg.pq import Format
 
 from durable.errors import PayloadError
 
-_UUID = 2950  # its oid
+_UUID, _FLOAT8 = 2950, 701  # their oids
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 
 MAX_TEXT = 256 * 1024 * 1024
@@ -29,8 +29,16 @@ here is halved by the committer."""
 class Ids(bytes):
     """A uuid[] in the binary format: the server parses the text of a uuid in 0.8 µs, more than all else of a record."""
 
+    oid = 2951
 
-Parameter = str | Ids | None
+
+class Floats(bytes):
+    """A float8[] in the binary format: to write all digits of a float takes 1.2 µs, its eight bytes 0.1."""
+
+    oid = 1022
+
+
+Parameter = str | Ids | Floats | None
 
 _ID_HEAD = "00000010"  # the length of each element, 16 bytes, in hexadecimal
 
@@ -42,21 +50,26 @@ def ids(values: Sequence[str]) -> Ids:
         PayloadError: One is not.
     """
     if not values:
-        return Ids(struct.pack("!iiI", 0, 0, _UUID))
+        return Ids(_array_head(_UUID, 0))
     try:
         body = bytes.fromhex((_ID_HEAD + _ID_HEAD.join(values)).replace("-", ""))
     except ValueError:
         body = b""
     if len(body) != 20 * len(values):
         raise PayloadError("an id is not a UUID")
-    return Ids(struct.pack("!iiIii", 1, 0, _UUID, len(values), 1) + body)
+    return Ids(_array_head(_UUID, len(values)) + body)
+
+
+def _array_head(element: int, count: int) -> bytes:
+    """What an array begins with in the binary format: dimensions, whether it has NULLs, the elements' type."""
+    return struct.pack("!iiIii", 1, 0, element, count, 1) if count else struct.pack("!iiI", 0, 0, element)
 
 
 class IdsDumper(Dumper):
     """Sends `Ids` as they are."""
 
     format = Format.BINARY
-    oid = 2951  # uuid[]
+    oid = Ids.oid
 
     def dump(self, obj: Ids) -> bytes:
         return obj
@@ -103,6 +116,13 @@ def _is_exact(joined: str, column: Sequence[str | None], marks: Marks) -> bool:
 def scalars(values: Sequence[int | float | bool | None]) -> str:
     """Numbers and truth values: Postgres reads Python's spelling of both, NULL excepted."""
     return "{" + str(list(values))[1:-1].replace("None", "NULL") + "}"
+
+
+def floats(values: Sequence[float]) -> Floats:
+    """Numbers, exactly as they are."""
+    body: list[float] = [8] * (2 * len(values))  # the length of each element before it
+    body[1::2] = values
+    return Floats(_array_head(_FLOAT8, len(values)) + struct.pack("!" + "id" * len(values), *body))
 
 
 def words(values: Iterable[str]) -> str:

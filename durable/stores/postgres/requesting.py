@@ -53,7 +53,7 @@ async def ask(sessions: Sessions, shard: str, run_id: str, request: Request, ste
 
 
 async def outlines(sessions: Sessions, refs: Sequence[RunRef]) -> dict[str, list[Record]]:
-    """The runs' histories by run id, without data."""
+    """The runs' histories by run id, without data, except of requests."""
     found: dict[str, list[Record]] = {ref.id: [] for ref in refs}
     shards, ids = literals.scalars([ref.shard for ref in refs]), literals.ids([ref.id for ref in refs])
     for row in await sessions.read("outlines", shards, ids):

@@ -8,7 +8,20 @@ from dataclasses import asdict
 from typing import Any
 
 from durable.failures import request_from_json
-from durable.model import ClaimedRun, Created, Failure, Kind, NewRun, Record, Request, Run, RunSummary, State
+from durable.model import (
+    ClaimedRun,
+    Created,
+    DeadLetter,
+    Failure,
+    Kind,
+    NewRun,
+    Reaped,
+    Record,
+    Request,
+    Run,
+    RunSummary,
+    State,
+)
 from durable.store import Route
 
 Row = tuple[Any, ...]
@@ -82,6 +95,15 @@ def requests(text: str | None) -> list[tuple[str, Request]]:
         return []
     asked: dict[str, str] = json.loads(text)
     return [(run_id, request_from_json(request)) for run_id, request in asked.items()]
+
+
+def reaped(answers: Iterable[Row]) -> Reaped:
+    """From ``release_orphans``, once or more often."""
+    released, dead_letters = 0, list[DeadLetter]()
+    for count, given_up in answers:
+        released += count
+        dead_letters.extend(DeadLetter(*one) for one in json.loads(given_up))
+    return Reaped(released, tuple(sorted(dead_letters)))
 
 
 def created(new: NewRun, standing: Row) -> Created:

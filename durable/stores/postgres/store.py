@@ -26,6 +26,7 @@ from durable.model import (
     Created,
     NewRun,
     Outcome,
+    Reaped,
     Record,
     Renewal,
     Request,
@@ -193,22 +194,22 @@ class PostgresStore:
             "unregister",
             self._call("delete_worker", worker),
             self._call("leave_orderly", worker),
-            *self._release(limit=5),
+            *self._release(limit=5, worker=worker),
         )
 
-    async def reap(self, limit: int = 5) -> int:
+    async def reap(self, limit: int = 5) -> Reaped:
         calls = [self._call("delete_expired"), *self._release(limit), self._call("stuck_workers", str(STUCK_AFTER))]
-        _, [[released]], _, _, [[stuck]] = await self._use.write("reap", *calls)
+        _, *released, _, _, [[stuck]] = await self._use.write("reap", *calls)
         if stuck:
             await self._blockers.end()
-            _, [[more]], _, _, _ = await self._use.write("reap", *calls)
-            released += more
-        return int(released)
+            _, more, _, _, _ = await self._use.write("reap", *calls)
+            released.append(more)
+        return rows.reaped(row for [row] in released)
 
-    def _release(self, limit: int) -> list[Call]:
+    def _release(self, limit: int, worker: str | None = None) -> list[Call]:
         error = rows.gave_up(limit)
         return [
-            self._call("release_orphans", str(limit), error),
+            self._call("release_orphans", str(limit), error, worker),
             self._call("forget_claims"),
             self._call("forget_requests"),
         ]

@@ -20,7 +20,7 @@ from psycopg.pq import ConnStatus, ExecStatus, Format
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Ready, Wait
 
-from durable.stores.postgres.literals import Ids, IdsDumper, Parameter
+from durable.stores.postgres.literals import Floats, Ids, Parameter
 
 Row = tuple[Any, ...]
 
@@ -138,9 +138,9 @@ def _encoded(
     types: list[int] = []
     formats: list[int] = []
     for parameter in parameters:
-        if isinstance(parameter, Ids):
+        if isinstance(parameter, (Ids, Floats)):
             values.append(parameter)
-            types.append(IdsDumper.oid)
+            types.append(parameter.oid)
             formats.append(Format.BINARY)
             continue
         value = None if parameter is None else parameter.encode()

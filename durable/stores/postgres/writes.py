@@ -54,7 +54,7 @@ def parameters(worker: str, writes: Sequence[RunWrite]) -> list[Parameter]:
         literals.times(ats),
         literals.scalars(flags),
         literals.scalars(attempts),
-        literals.scalars(durations),
+        literals.floats(durations),
         literals.scalars(begun),
         literals.times(dues),
         *literals.columns(

@@ -10,7 +10,20 @@ from typing import Any, NamedTuple
 
 from durable.errors import PayloadError
 from durable.failures import request_from_json, request_to_json
-from durable.model import Created, Kind, NewRun, Record, Request, Run, RunRef, RunSummary, RunWrite, State
+from durable.model import (
+    Created,
+    DeadLetter,
+    Kind,
+    NewRun,
+    Reaped,
+    Record,
+    Request,
+    Run,
+    RunRef,
+    RunSummary,
+    RunWrite,
+    State,
+)
 from durable.requests import Plan
 from durable.states import EXECUTING, TERMINAL, Event, after
 
@@ -277,6 +290,11 @@ def _record(key: str, body: list[Any]) -> Record:
         _maybe_moment(due_at),
         worker,
     )
+
+
+def decode_reaped(document: str) -> Reaped:
+    released, dead_letters = json.loads(document)
+    return Reaped(released, tuple(sorted(DeadLetter(*one) for one in dead_letters)))
 
 
 def decode_requests(document: str) -> list[tuple[str, Request]]:

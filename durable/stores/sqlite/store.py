@@ -30,6 +30,7 @@ from durable.model import (
     Created,
     NewRun,
     Outcome,
+    Reaped,
     Record,
     Renewal,
     Request,
@@ -174,12 +175,12 @@ class SQLiteStore(Exchange):
     async def unregister(self, worker: str) -> None:
         await self._write(lambda db: db.write("reap", lambda: (self._now(), worker, None)))
 
-    async def reap(self, limit: int = 5) -> int:
-        def reap(db: Connection) -> int:
+    async def reap(self, limit: int = 5) -> Reaped:
+        def reap(db: Connection) -> Reaped:
             if not db.value("anything_to_reap", {"now": self._now()}):  # the usual answer needs no write lock
-                return 0
+                return Reaped(0)
             db.write("reap", lambda: (self._now(), None, limit))
-            return int(db.value("reaped"))
+            return documents.decode_reaped(db.value("reaped"))
 
         return await self._write(reap)
 

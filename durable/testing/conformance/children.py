@@ -92,7 +92,7 @@ class ChildConformance:
         zombie, one = await claimed(store)
         child = _child(one)
         await harness.expire(zombie.id)
-        assert await store.reap() == 1
+        assert (await store.reap()).released == 1
         call = RunWrite(one.ref, [_call(2, child)], also=Also(children=[child]))
         assert await zombie.commit(call) == [Outcome.LEASE_LOST]
         again = await (await Worker.start(store)).take()
@@ -250,7 +250,7 @@ class ChildConformance:
         zombie = await Worker.start(store)
         held = await zombie.take()
         await harness.expire(zombie.id)
-        assert await store.reap() == 1
+        assert (await store.reap()).released == 1
         assert await zombie.write(held, change=states.complete(_R, "1")) is Outcome.LEASE_LOST
         again = await worker.take()
         assert again.run.id == child
@@ -264,7 +264,7 @@ class ChildConformance:
         helper = await Worker.start(store)
         held = await helper.take()
         await harness.expire(helper.id)
-        assert await store.reap() == 1  # taken over, not given up
+        assert (await store.reap()).released == 1  # taken over, not given up
         helper = await Worker.start(store)
         held = await helper.take()
         await helper.apply(held, record(2), change=states.release(_R))
@@ -384,7 +384,7 @@ async def _give_up(harness: StoreHarness, store: Store, run_id: str) -> None:
     worker = await Worker.start(store)
     assert (await worker.take()).run.id == run_id
     await harness.expire(worker.id)
-    assert await store.reap(limit=1) == 1
+    assert (await store.reap(limit=1)).released == 1
 
 
 async def _cancel_at_once(_: StoreHarness, store: Store, run_id: str) -> None:

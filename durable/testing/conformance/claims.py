@@ -196,7 +196,7 @@ class ClaimConformance:
             assert (await worker.claim(done=[first, str(uuid4())])).runs == []
             assert sorted(await store.owned(worker.id)) == sorted([second.ref, third.ref])
         await harness.expire(worker.id)
-        assert await store.reap() == 2
+        assert (await store.reap()).released == 2
 
     # -- what a claim brings ----------------------------------------------------------------------
 

@@ -314,7 +314,7 @@ class CommitConformance:
         assert await _state_and_error(store, one.run.id) == (_C, ERROR)
         one = await worker.take()
         await harness.expire(worker.id)
-        assert await store.reap() == 1
+        assert (await store.reap()).released == 1
         assert await _state_and_error(store, one.run.id) == (_C, ERROR)
         last = await Worker.start(store)
         one = await last.take()

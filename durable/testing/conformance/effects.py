@@ -82,7 +82,7 @@ class EffectConformance:
         await _take(zombie, one)
         helper, two = await claimed(store)
         await harness.expire(zombie.id)
-        assert await store.reap() == 1
+        assert (await store.reap()).released == 1
         assert await store.take_effect(zombie.id, one.ref, _KEY, "charge") is None
         assert await store.take_effect(zombie.id, one.ref, "another", "charge") is None
         made = record(2, "charge")
@@ -308,13 +308,13 @@ def _changed(change: Change) -> _Leaves:
 
 async def _given_up(harness: StoreHarness, store: Store, worker: Worker, ref: RunRef) -> None:
     await harness.expire(worker.id)
-    assert await store.reap(limit=1) == 1
+    assert (await store.reap(limit=1)).released == 1
     assert (await read(store, ref.id)).state is State.DEAD_LETTER
 
 
 async def _taken_over(harness: StoreHarness, store: Store, worker: Worker, ref: RunRef) -> None:
     await harness.expire(worker.id)
-    assert await store.reap() == 1
+    assert (await store.reap()).released == 1
     assert (await read(store, ref.id)).owner is None
 
 

@@ -215,7 +215,7 @@ class EventConformance:
         store = await harness.fresh()
         zombie, one = await claimed(store)
         await harness.expire(zombie.id)
-        assert await store.reap() == 1
+        assert (await store.reap()).released == 1
         wait = RunWrite(one.ref, [record(2, "e", Kind.WAIT, None)], also=_awaiting())
         assert await zombie.commit(wait) == [Outcome.LEASE_LOST]
         worker = await Worker.start(store)
@@ -365,7 +365,7 @@ class EventConformance:
         store = await harness.fresh()
         zombie, one = await claimed(store)
         await harness.expire(zombie.id)
-        assert await store.reap() == 1
+        assert (await store.reap()).released == 1
         emit = _emit(2, "a", "1")
         assert await zombie.write(one, emit, also=Also(emits=True)) is Outcome.LEASE_LOST
         heir, again = await only(store)

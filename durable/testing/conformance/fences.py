@@ -33,7 +33,7 @@ class FenceConformance:
         worker, one = await claimed(store)
         await prepare(WRITES[name], worker, one)
         await harness.expire(worker.id)
-        assert await store.reap() == 1
+        assert (await store.reap()).released == 1
         before = await snapshot(store, one.run.id)
         assert await worker.commit(WRITES[name].make(one)) == [Outcome.LEASE_LOST]
         assert await snapshot(store, one.run.id) == before
@@ -131,13 +131,13 @@ class FenceConformance:
             worker = await Worker.start(store)
             runs = (await worker.claim()).runs
             await harness.expire(worker.id)
-            outcomes, released = await asyncio.gather(
+            outcomes, reaped = await asyncio.gather(
                 worker.commit(*(RunWrite(one.ref, [record(1)], states.complete(_R, "1")) for one in runs)),
                 other.reap(),
             )
             assert len(set(outcomes)) == 1
             applied = outcomes[0] is Outcome.APPLIED
-            assert released == (0 if applied else len(runs))
+            assert reaped.released == (0 if applied else len(runs))
             for run, history in await snapshot(store, *(one.run.id for one in runs)):
                 assert run.owner is None
                 assert run.state is (State.COMPLETED if applied else State.PENDING)

@@ -91,7 +91,7 @@ class RequestConformance:
     async def test_P50_reasons_come_back_as_they_were(self, harness: StoreHarness) -> None:
         store = await harness.fresh()
         for text in ("", "Zürich 🜚 \u202e'\"; DROP TABLE runs; --\\ {0} %s\n", "x" * 10_000):
-            request = Request(Verb.PAUSE, text, text[:100])
+            request = Request(Verb.PAUSE, text, text[:100], new_id())
             held = await reach(harness, store, "running")
             await store.request(held, request)
             assert (await read(store, held)).requested == request
@@ -361,7 +361,8 @@ class RequestConformance:
     ) -> None:
         """The answer to the first sending was lost, and the worker was quick: its record says what was asked."""
         store = await harness.fresh()
-        for request, leave in ((PAUSE, states.pause(_R, "why", asked=True)), (CANCEL, states.cancelled(_R, ERROR))):
+        ends = states.pause(_R, "why", asked=True), states.cancelled(_R, ERROR), states.fail(_R, ERROR)
+        for request, leave in zip((PAUSE, CANCEL, CANCEL), ends, strict=True):
             worker, one = await claimed(store)
             await store.request(one.run.id, request)
             await worker.apply(one, _carried_out(1, request))
@@ -369,7 +370,7 @@ class RequestConformance:
             await worker.apply(one, change=leave)
             before = await snapshot(store, one.run.id)
             assert await store.request(one.run.id, request) is leave.state
-            assert await store.request(one.run.id, replace(request, by="bob")) is None
+            assert await store.request(one.run.id, replace(request, id="a second one, in the same words")) is None
             assert await snapshot(store, one.run.id) == before
 
     # -- elsewhere ----------------------------------------------------------------------------------------
@@ -387,15 +388,33 @@ class RequestConformance:
                 assert await store.request(run_id, REQUESTS[verb]) is None
         assert await snapshot(store, run_id) == before
 
-    async def test_a_request_that_was_carried_out_long_ago_is_not_asked_again(self, harness: StoreHarness) -> None:
+    async def test_P29_the_same_words_are_not_the_same_request(self, harness: StoreHarness) -> None:
         store = await harness.fresh()
         run_id = await reach(harness, store, "failed")
+        second = replace(RETRY, id="second")
         await store.request(run_id, RETRY)
         worker, one = await only(store)
         assert await store.request(run_id, RETRY) is _R
-        assert await store.request(run_id, Request(Verb.RETRY, "another one")) is None
+        assert await store.request(run_id, second) is None
+        await worker.apply(one, change=states.fail(_R, ERROR))
+        before = await snapshot(store, run_id)
+        assert await store.request(run_id, RETRY) is State.FAILED
+        assert await snapshot(store, run_id) == before
+        assert await store.request(run_id, second) is State.PENDING
+        worker, one = await only(store)
         await worker.apply(one, change=states.complete(_R, "1"))
+        assert await store.request(run_id, second) is State.COMPLETED
         assert await store.request(run_id, RETRY) is None
+
+    @pytest.mark.parametrize("name", ["pending", "delayed", "paused before its start"])
+    async def test_P29_a_second_cancel_of_a_cancelled_run_does_not_apply(
+        self, harness: StoreHarness, name: str
+    ) -> None:
+        store = await harness.fresh()
+        run_id = await reach(harness, store, name)
+        assert await store.request(run_id, CANCEL) is State.CANCELLED
+        assert await store.request(run_id, replace(CANCEL, id="second")) is None
+        assert await store.request(run_id, CANCEL) is State.CANCELLED
 
     async def test_P49_lists_show_what_is_asked(self, harness: StoreHarness) -> None:
         store = await harness.fresh()

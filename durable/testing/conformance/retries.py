@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -57,6 +58,36 @@ class RetryConformance:
         assert _keys(after) == ["hold", "charge", "/1/ship/attempt/1", "/1/ship", "/request/5"]
         assert [entry._replace(key="") for entry in after[:-1]] == [entry._replace(key="") for entry in before]
         assert failures.request_from_json(after[-1].data or "") == RETRY
+
+    async def test_P28_what_is_left_of_a_cancelled_run_is_undone_for_its_cancellation(
+        self, harness: StoreHarness
+    ) -> None:
+        """It ends as the cancel promised; a retry that lets it go forward again takes the cancel back."""
+        store = await harness.fresh()
+        worker, one = await claimed(store)
+        run_id, told = one.run.id, failures.request_to_json(CANCEL)
+        await store.request(run_id, CANCEL)
+        cancel = record(3, "/request/3", Kind.REQUEST, told)
+        await worker.apply(one, *STEPS, cancel, change=states.compensate(_R, ERROR))
+        not_undone = record(4, "hold/undo", Kind.UNDO, ERROR, failed=True)
+        await worker.apply(one, not_undone, change=states.fail(_C, ERROR))
+        assert (await read(store, run_id)).requested is None
+        for n in range(2):
+            again = replace(RETRY_UNDO, id=f"time {n}")
+            for _ in range(2):  # sent again: no change
+                assert await store.request(run_id, again) is State.COMPENSATING
+                assert (await read(store, run_id)).requested == CANCEL
+            worker, one = await only(store)
+            assert one.run.requested == CANCEL
+            assert list((await worker.claim(limit=0)).requests) == [(run_id, CANCEL)]
+            await worker.apply(one, not_undone._replace(seq=6 + 2 * n), change=states.fail(_C, ERROR))
+        assert await store.request(run_id, RETRY) is State.PENDING
+        worker, one = await only(store)
+        assert one.run.requested is None
+        await worker.apply(one, change=states.compensate(_R, ERROR))
+        await worker.apply(one, not_undone._replace(seq=20), change=states.fail(_C, ERROR))
+        assert await store.request(run_id, RETRY_UNDO) is State.COMPENSATING
+        assert (await read(store, run_id)).requested is None
 
     async def test_P28_a_retry_sets_aside_what_was_compensated_with_its_compensations(
         self, harness: StoreHarness
@@ -214,7 +245,7 @@ class RetryConformance:
         await worker.apply(one, change=states.fail(_R, ERROR))
         for step in ("charge", "/1/charge"):  # set aside: it is not there any more
             with pytest.raises(RunNotFound):
-                await store.retry_from(run_id, step, RETRY)
+                await store.retry_from(run_id, step, replace(RETRY, id="second"))
 
     @pytest.mark.parametrize("name", [name for name in SITUATIONS if SITUATIONS[name].expected(Verb.RETRY) is None])
     async def test_P29_a_retry_from_a_step_applies_where_a_retry_does(self, harness: StoreHarness, name: str) -> None:
@@ -242,7 +273,7 @@ class RetryConformance:
         worker, one = await only(store)
         assert (one.run.state, one.run.error) == (_C, ERROR)
         await worker.apply(one, record(9, "hold/undo", Kind.UNDO, "null"), change=states.compensated(_C, ERROR))
-        assert await store.request(run_id, RETRY_UNDO) is None
+        assert await store.request(run_id, replace(RETRY_UNDO, id="second")) is None
 
     async def test_P28_a_run_whose_compensations_all_succeeded_has_none_to_retry(self, harness: StoreHarness) -> None:
         store = await harness.fresh()

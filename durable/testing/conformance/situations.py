@@ -17,7 +17,7 @@ from durable.testing.conformance.harness import NEVER, StoreHarness, Worker, cla
 from durable.testing.conformance.writes import ERROR
 
 _R, _C = State.RUNNING, State.COMPENSATING
-REQUESTS = {verb: Request(verb, f"why {verb}", "alice") for verb in Verb}
+REQUESTS = {verb: Request(verb, f"why {verb}", "alice", f"first {verb}") for verb in Verb}
 CANCEL, PAUSE, RESUME, RETRY, RETRY_UNDO = (REQUESTS[verb] for verb in Verb)
 
 STEPS = [record(1, "hold", compensable=True), record(2, "charge", compensable=True)]
@@ -100,7 +100,7 @@ async def _given_up(harness: StoreHarness, store: Store) -> str:
     worker, one = await claimed(store)
     await worker.apply(one, *STEPS, FAILED_STEP[0])
     await harness.expire(worker.id)
-    assert await store.reap(limit=1) == 1
+    assert (await store.reap(limit=1)).released == 1
     return one.run.id
 
 
@@ -108,7 +108,7 @@ async def _taken_over(harness: StoreHarness, store: Store) -> str:
     worker, one = await claimed(store)
     await worker.apply(one, *STEPS)
     await harness.expire(worker.id)
-    assert await store.reap() == 1
+    assert (await store.reap()).released == 1
     return one.run.id
 
 

@@ -9,11 +9,12 @@ from datetime import timedelta
 from uuid import uuid4
 
 from durable import failures, states
-from durable.model import Kind, State
-from durable.store import Store
+from durable.model import DeadLetter, Kind, Reaped, State
+from durable.store import Route, Store
 from durable.testing.clock import VirtualClock
 from durable.testing.conformance.harness import (
     NEVER,
+    ROUTE,
     StoreHarness,
     Worker,
     claimed,
@@ -43,7 +44,7 @@ class WorkerConformance:
         later = await asyncio.to_thread(store.renew, other.id, 30.0)
         assert later.next_expiry is not None
         assert later.next_expiry - later.now > timedelta(seconds=500)
-        assert await store.reap() == 0
+        assert (await store.reap()).released == 0
 
     async def test_the_only_worker_has_no_expiry_to_wait_for(self, harness: StoreHarness) -> None:
         store = await harness.fresh()
@@ -62,7 +63,7 @@ class WorkerConformance:
         (run_id,) = await create(store)
         worker = await Worker.start(store)
         await harness.expire(worker.id)
-        assert await store.reap() == 0  # it held nothing
+        assert (await store.reap()).released == 0  # it held nothing
         for _ in range(2):
             assert not (await asyncio.to_thread(store.renew, worker.id, 60.0)).alive
             assert (await worker.claim()).runs == []
@@ -74,7 +75,7 @@ class WorkerConformance:
         dead = await Worker.start(store)
         await harness.expire(dead.id)
         assert (await asyncio.to_thread(store.renew, worker.id, 60.0)).next_expiry is not None
-        assert await store.reap() == 0
+        assert (await store.reap()).released == 0
         await worker.apply(one, record(1), change=states.complete(_R, "1"))
 
     async def test_a_lease_that_nobody_renews_ends_by_itself(self, harness: StoreHarness) -> None:
@@ -85,7 +86,7 @@ class WorkerConformance:
         await until(store, store.clock.now() + timedelta(seconds=0.25))
         # Moving a virtual clock renews the leases of live workers first: there, nobody dies of it.
         moved = isinstance(store.clock, VirtualClock)
-        assert await store.reap() == (0 if moved else 1)
+        assert (await store.reap()).released == (0 if moved else 1)
         assert (await read(store, run_id)).takeovers == (0 if moved else 1)
 
     # -- leaving ----------------------------------------------------------------------------------
@@ -100,7 +101,7 @@ class WorkerConformance:
             assert (run.state, run.owner, run.claim, run.takeovers) == (State.PENDING, None, 1, 0)
             assert [entry.key for entry in await store.history(run.id)] == ["s1"]
         assert await store.owned(worker.id) == []
-        assert await store.reap() == 0
+        assert (await store.reap()).released == 0
         again = await (await Worker.start(store)).take()
         assert (again.run.claim, len(again.records or ())) == (2, 1)
         await store.unregister(str(uuid4()))
@@ -112,8 +113,8 @@ class WorkerConformance:
         worker, one = await claimed(store)
         await worker.apply(one, record(1), record(2))
         await harness.expire(worker.id)
-        assert await store.reap() == 1
-        assert await store.reap() == 0
+        assert (await store.reap()).released == 1
+        assert (await store.reap()).released == 0
         run = await read(store, one.run.id)
         assert (run.state, run.owner, run.takeovers, run.ended_at) == (State.PENDING, None, 1, None)
         assert run.ready_at is not None
@@ -132,7 +133,9 @@ class WorkerConformance:
             worker = await Worker.start(store)
             assert len((await worker.claim(limit=20)).runs) == 20
             await harness.expire(worker.id)
-        assert sum(await asyncio.gather(*(stores[n % 2].reap() for n in range(8)))) == 60
+        answers = await asyncio.gather(*(stores[n % 2].reap() for n in range(8)))
+        assert sum(answer.released for answer in answers) == 60
+        assert [answer.dead_letters for answer in answers] == [()] * 8
         for run_id in ids:
             assert [entry.key for entry in await store.history(run_id)] == ["/takeover/1"]
             assert (await read(store, run_id)).takeovers == 1
@@ -146,7 +149,7 @@ class WorkerConformance:
         await worker.apply(parked, change=states.park(_R, ready_at=NEVER, wakes=parked.wakes))
         await worker.apply(completed, change=states.complete(_R, "1"))
         await harness.expire(worker.id)
-        assert await store.reap() == 1
+        assert (await store.reap()).released == 1
         assert await store.owned(worker.id) == []
         states_now = [(await read(store, one.run.id)).state for one in (parked, completed, held, theirs)]
         assert states_now == [State.SLEEPING, State.COMPLETED, State.PENDING, State.RUNNING]
@@ -172,6 +175,41 @@ class WorkerConformance:
         (neighbour,) = await create(store)
         assert (await (await Worker.start(store)).take()).run.id == neighbour
 
+    async def test_P06_a_reaping_names_the_runs_that_it_gives_up(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        hostile = "\"'); DROP TABLE runs; -- ☠"
+        routes = [ROUTE, Route(hostile, "2")]
+        poison = await create(store, new_run(), new_run(hostile, "2"))
+        first = await Worker.start(store)
+        assert len((await first.claim(routes=routes)).runs) == 2
+        await harness.expire(first.id)
+        assert await store.reap(limit=2) == Reaped(2)
+        (neighbour,) = await create(store)
+        second = await Worker.start(store)
+        assert {one.run.id for one in (await second.claim(routes=routes)).runs} == {*poison, neighbour}
+        await harness.expire(second.id)
+        named = (DeadLetter(poison[0], ROUTE.workflow), DeadLetter(poison[1], hostile))
+        assert await store.reap(limit=2) == Reaped(3, named)
+        assert await store.reap(limit=2) == Reaped(0)
+
+    async def test_P06_of_reapers_at_once_one_is_told_of_each_dead_letter(self, harness: StoreHarness) -> None:
+        """Whoever says goodbye at the same time gives up nothing: nobody would be told of it."""
+        store = await harness.fresh()
+        stores = [store, await harness.another()]
+        ids = await create(store, *(new_run() for _ in range(40)))
+        for _ in range(4):
+            worker = await Worker.start(store)
+            assert len((await worker.claim(limit=10)).runs) == 10
+            await harness.expire(worker.id)
+        leaving = [await Worker.start(one) for one in stores]
+        answers, _ = await asyncio.gather(
+            asyncio.gather(*(stores[n % 2].reap(limit=1) for n in range(6))),
+            asyncio.gather(*(one.store.unregister(one.id) for one in leaving)),
+        )
+        answers.append(await store.reap(limit=1))  # whatever was passed over, because somebody held it
+        assert sorted(one.run_id for answer in answers for one in answer.dead_letters) == ids
+        assert {(await read(store, run_id)).state for run_id in ids} == {State.DEAD_LETTER}
+
     async def test_P06_a_run_that_kills_at_once_takes_no_neighbour_with_it(self, harness: StoreHarness) -> None:
         store = await harness.fresh()
         poison, *neighbours = await create(store, *(new_run() for _ in range(4)))
@@ -182,7 +220,7 @@ class WorkerConformance:
             assert got, "whoever lives goes on: some worker has to get the next one"
             if poison in got:  # the others had no time for a record
                 await harness.expire(worker.id)
-                assert await store.reap() == len(got)
+                assert (await store.reap()).released == len(got)
             else:
                 held |= got
         assert (await read(store, poison)).takeovers == 5
@@ -263,7 +301,7 @@ class WorkerConformance:
         worker, one = await claimed(store)
         await worker.apply(one, record(1), change=states.compensate(_R, ERROR))
         await harness.expire(worker.id)
-        assert await store.reap(limit=1) == 1
+        assert (await store.reap(limit=1)).released == 1
         run = await read(store, one.run.id)
         assert (run.state, run.error) == (State.DEAD_LETTER, ERROR)
 
@@ -272,7 +310,7 @@ async def _claim_and_die(harness: StoreHarness, store: Store, limit: int = 5) ->
     worker = await Worker.start(store)
     await worker.take()
     await harness.expire(worker.id)
-    assert await store.reap(limit) == 1
+    assert (await store.reap(limit)).released == 1
 
 
 async def _taken_over_twice(harness: StoreHarness, store: Store, number: int) -> list[str]:
@@ -282,5 +320,5 @@ async def _taken_over_twice(harness: StoreHarness, store: Store, number: int) ->
         worker = await Worker.start(store)
         assert len((await worker.claim()).runs) == number
         await harness.expire(worker.id)
-        assert await store.reap() == number
+        assert (await store.reap()).released == number
     return ids

@@ -101,10 +101,10 @@ CROSS JOIN LATERAL (
 ) AS h
 
 -- name: outlines
--- $1 shards, $2 run ids. Histories without what the records hold, in the columns of `history`: enough to decide which
--- records are set aside.
-SELECT h.run_id, h.seq, h.key, h.kind, h.at, NULL, h.failed, h.attempt, h.duration, h.begun, h.compensable, h.due_at,
-       h.worker
+-- $1 shards, $2 run ids. Histories without what the records hold, but for requests, in the columns of `history`: enough
+-- to decide which records are set aside, and what was asked of the run.
+SELECT h.run_id, h.seq, h.key, h.kind, h.at, CASE WHEN h.kind = 'request' THEN h.data END, h.failed, h.attempt,
+       h.duration, h.begun, h.compensable, h.due_at, h.worker
 FROM unnest($1::smallint[], $2::uuid[]) AS n (shard, run_id)
 CROSS JOIN LATERAL (
     SELECT x.* FROM durable.history AS x WHERE x.shard = n.shard AND x.run_id = n.run_id ORDER BY x.seq OFFSET 0

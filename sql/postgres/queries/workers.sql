@@ -41,13 +41,20 @@ WITH expired AS MATERIALIZED (
 DELETE FROM durable.workers AS w USING dead WHERE w.id = dead.id
 
 -- name: release_orphans
--- $1 takeovers at which a run is given up, $2 the error it then gets. A statement after the deletion: in the same one
+-- $1 takeovers at which a run is given up, $2 the error it then gets, $3 the worker that says goodbye: only its runs;
+-- null: those of every worker without a row. A statement after the deletion: in the same one
 -- it would miss the runs of a claim that the deletion had to wait for. Runs that somebody holds are skipped, and
 -- found again by the next sweep, for their claims row stays.
+--
+-- Answers how many runs it released, and [[id, workflow], …] of those it gave up. Each is in one answer only: of two
+-- sweeps at once one holds the row and the other skips it; one that comes after its commit compares the owner on the
+-- row as it is then, and there is none any more. That is also why a goodbye sweeps nobody else's runs: it would give up
+-- some that nobody is told of.
 WITH orphan AS MATERIALIZED (
     SELECT c.worker, c.shard, r.id, bool_and(c.orderly) AS orderly
     FROM durable.claims AS c CROSS JOIN LATERAL unnest(c.run_ids) AS r (id)
     WHERE NOT EXISTS (SELECT FROM durable.workers AS w WHERE w.id = c.worker)
+      AND ($3::uuid IS NULL OR c.worker = $3::uuid)
     GROUP BY c.worker, c.shard, r.id
 ), locked AS MATERIALIZED (
     SELECT o.*, run.claim, run.state, run.takeovers, run.takeover_seq
@@ -81,9 +88,15 @@ WITH orphan AS MATERIALIZED (
         error = coalesce(run.error, excluded.error), takeovers = excluded.takeovers,
         takeover_seq = excluded.takeover_seq,
         requested = CASE WHEN excluded.ended_at IS NULL THEN run.requested END
-    RETURNING 1
+    RETURNING run.id, run.route, run.ended_at IS NOT NULL AS given_up
+), dead_letters AS (
+    SELECT r.id, w.workflow
+    FROM released AS r
+    CROSS JOIN LATERAL (SELECT x.workflow FROM durable.routes AS x WHERE x.id = r.route LIMIT 1) AS w
+    WHERE r.given_up
 )
-SELECT count(*) FROM released
+SELECT (SELECT count(*) FROM released),
+       (SELECT coalesce(json_agg(json_build_array(id, workflow) ORDER BY id), '[]')::text FROM dead_letters)
 
 -- name: forget_claims
 -- The claims of dead workers whose runs have all been released.

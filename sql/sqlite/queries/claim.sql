@@ -136,9 +136,12 @@ SELECT min(expires_at) FROM durable_workers WHERE id <> :worker
 CREATE TEMP TABLE gone (worker TEXT PRIMARY KEY) WITHOUT ROWID
 
 -- name: session_lost
+-- dead_letter: [id, workflow] of a run that is given up. Taken while the write lock is held: afterwards an operator may
+-- have retried the run, or deleted it.
 CREATE TEMP TABLE lost (
     run INTEGER PRIMARY KEY,
-    worker TEXT NOT NULL
+    worker TEXT NOT NULL,
+    dead_letter TEXT
 )
 
 -- name: session_reaping_view
@@ -195,6 +198,9 @@ CREATE TEMP TRIGGER reaping_into INSTEAD OF INSERT ON reaping BEGIN
             'undone', json_array(), 'not_undone', json_array()))
     WHERE NEW.worker IS NULL AND n IN (SELECT run FROM lost) AND takeovers >= NEW.dead_letter;
 
+    UPDATE lost SET dead_letter = (
+        SELECT json_array(r.id, r.workflow) FROM durable_runs AS r WHERE r.n = lost.run AND r.state = 'dead_letter');
+
     DELETE FROM durable_claims WHERE worker IN (SELECT worker FROM gone);
     DELETE FROM durable_workers WHERE id IN (SELECT worker FROM gone);
 END
@@ -203,7 +209,8 @@ END
 INSERT INTO reaping (now, worker, dead_letter) VALUES (?, ?, ?)
 
 -- name: reaped
-SELECT count(*) FROM lost
+-- [how many runs were released, [[id, workflow] of each that was given up]]
+SELECT json_array(count(*), json_group_array(json(dead_letter)) FILTER (WHERE dead_letter IS NOT NULL)) FROM lost
 
 -- name: anything_to_reap
 SELECT EXISTS (SELECT 1 FROM durable_workers WHERE expires_at <= :now)
