@@ -185,8 +185,9 @@ class Store(Protocol):
         warm: Mapping[str, int],
         done: Sequence[str] = (),
     ) -> Claimed:
-        """Take up to ``limit`` ready runs, never one that is taken: by priority over all routes, oldest due first within
-        a priority and a route.
+        """Take up to ``limit`` ready runs, never one that is taken.
+
+        By priority over all routes; within a priority and a route the oldest due first.
 
         What the limits of a queue do not let it take: see ``put_queues``.
 
@@ -221,9 +222,10 @@ class Store(Protocol):
         a ``paused`` one ends a request to pause, and keeps one to cancel. A run that leaves its worker with a request
         open, and is not paused, is ready at once.
 
-        ``also`` is applied with its write or not at all; it comes with records of the same write, and a write whose
-        records are all there already does nothing of it again. Children have neither ``key`` nor ``concurrency_key``,
-        and their ids are new. A consumed id that the inbox does not hold is passed over.
+        ``also`` is applied with its write or not at all. A write that has records, all of which are there already, was
+        sent before: it does nothing of it again. (Without records only what does not matter twice comes alone: consumed
+        ids, and waits for the end of a shared effect.) Children have neither ``key`` nor ``concurrency_key``, and their
+        ids are new. A consumed id that the inbox does not hold is passed over.
 
         When a linked run leaves, its place in a limited queue is free. When it ends, by whomever (a commit, the reaper,
         a request), its parent gets the signal ``child/<parent_key>`` with the child's id as its own, also a parent that
@@ -252,9 +254,10 @@ class Store(Protocol):
         not done, also after it was done: its record was set aside then. A run that makes an effect is ``linked`` from
         then on, and so must be the ``ref`` of its writes.
 
-        When an effect that was being made is done, or is free to be made, an event is published with ``EFFECT_TOPIC``,
-        this key, ``null`` as its data and ``EFFECT_RETENTION``. Who waits awaits it since a time before it asked, and
-        asks again then.
+        When an effect that was being made is done, or is free to be made, whoever awaits an event with the topic
+        ``EFFECT_TOPIC`` and this key gets it, with ``null`` as its data, and asks again. One who begins to await it
+        since a time before it asked gets it also when that has happened meanwhile. A store may tell too often, so that
+        it need not keep such events: to who begins to wait while nobody makes the effect.
 
         Returns:
             None when the lease is lost.
@@ -289,14 +292,14 @@ class Store(Protocol):
     async def create_runs(self, runs: Sequence[NewRun]) -> list[Created]:
         """Create each run, unless its key or id exists already; one answer for each, in order.
 
-        Whether the key or the id exists is asked first, then what the debounce key stands for, then the concurrency key.
+        The key and the id are looked up first, then the debounce key, then the concurrency key.
 
         * A concurrency key is held, within its workflow, by the first in its line: a run joins the line when it is
           created and leaves it when it ends, by whomever. What becomes of a further one says ``NewRun.policy``.
-          ``replace`` asks all that stand in the line to cancel (``requests.replacement``), and joins it; when it is sent
-          again it asks nobody. What is queued, which is all but the first, has no ``ready_at``. Whatever would make it
-          ready (its delay, a resumption, a request to cancel a run that has started) does so when it is first. When
-          the first one leaves, the next has the ``ready_at`` that it would have had, unless it is paused.
+          ``replace`` asks all that stand in the line to cancel (``requests.replacement``), and joins it; when it is
+          sent again it asks nobody. What is queued, which is all but the first, has no ``ready_at``. Whatever would
+          make it ready (its delay, a resumption, a request to cancel a run that has started) does so when it is first.
+          When the first one leaves, the next has the ``ready_at`` that it would have had, unless it is paused.
           A retry lets a run that has ended join the line anew, at its end.
         * Debounced: while a run with the same workflow and debounce key was never claimed and has not ended, it gets
           this input, version and tags, and starts ``delay`` after now but not later than ``max_delay`` after it was
@@ -367,9 +370,9 @@ class Store(Protocol):
         * A queue of which nothing can be taken, by ``concurrency`` or ``rate``, is passed over as a whole.
           ``Claimed.next_ready_at`` counts the time at which its next token is due, when something of it is due by then.
         * A run whose ``limit_key`` has no place or no token loses its ``ready_at``: it is blocked. When a place is free
-          or a token is due, at least one run for each workflow and version of the queue and key is ready (or will be, at
-          the time of the token), by priority, then due time: if what stands first is of a version that nobody executes,
-          the others go on. A blocked run that becomes ready for any other reason is met and blocked again.
+          or a token is due, at least one run for each workflow and version of the queue and key is ready (or will be,
+          at the time of the token), by priority, then due time: if what stands first is of a version that nobody
+          executes, the others go on. A blocked run that becomes ready for any other reason is met and blocked again.
         * A claim that met so many runs which it could not take that it has stopped looking says so by a
           ``next_ready_at`` that is not after now.
 

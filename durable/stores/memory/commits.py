@@ -41,14 +41,14 @@ class Commits(Creating, Effects):
         row.records.update((record.key, record) for record in new)
         if new:
             row.takeovers = 0
-            if write.also is not None:
-                self._do_also(row, write.also, [record.key for record in new], now)
+        if write.also is not None and (new or not records):
+            self._do_also(row, write.also, [record.key for record in new], now)
         if write.change is not None:
             self._change(row, write.change, now)
         return Outcome.APPLIED
 
     def _do_also(self, row: Row, also: Also, keys: Sequence[str], now: datetime) -> None:
-        """What comes with new records; with records that were there before, it has been done."""
+        """Not for records that were there before: then it has been done, and a wait would be one too many."""
         for child in also.children:
             self._create(child, now)
         row.consumed.update(also.consumed)

@@ -70,7 +70,7 @@ class SignalConformance:
         one = await worker.take()
         assert ids_of(one.signals) == ["before its start"]
         await harness.expire(worker.id)
-        assert await store.reap() == 1
+        assert (await store.reap()).released == 1
         heir = await Worker.start(store)
         one = await heir.take()
         assert ids_of(one.signals) == ["before its start"]
@@ -351,7 +351,7 @@ class SignalConformance:
         zombie, one = await claimed(store)
         await send(store, one.run.id, "s1")
         await harness.expire(zombie.id)
-        assert await store.reap() == 1
+        assert (await store.reap()).released == 1
         heir = await Worker.start(store)
         woke, consumed = record(2, "w/woke", Kind.WOKE), Also(consumed=["s1"])
         assert await zombie.write(one, woke, also=consumed) is Outcome.LEASE_LOST
