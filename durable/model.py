@@ -234,9 +234,9 @@ class Created:
 class Rate:
     """At most ``limit`` starts in ``per`` seconds, and as many at once after a rest (a token bucket).
 
-    A token comes every ``interval`` until there are ``limit``. What a bucket keeps is one time, ``spent``: the time at
-    which it will be full again. At ``now`` it holds ``limit - ceil((max(spent, now) - now) / interval)`` tokens; one that
-    is taken moves ``spent`` to ``max(spent, now) + interval``; the next one is due at ``spent - (limit - 1) * interval``.
+    A token comes every ``interval`` until there are ``limit``. What a bucket keeps is one time, ``spent``, at which it
+    will be full again. At ``now`` it holds ``limit - ceil((max(spent, now) - now) / interval)`` tokens. One that is
+    taken moves ``spent`` to ``max(spent, now) + interval``. The next one is due at ``spent - (limit - 1) * interval``.
     """
 
     limit: int

@@ -117,6 +117,11 @@ def _carried_out(records: Sequence[Record]) -> list[Request]:
     return [failures.request_from_json(data) for data in found if data is not None]
 
 
+def replacement(run_id: str) -> Request:
+    """What is asked of those who have the concurrency key of the new run ``run_id``, when its policy is to replace."""
+    return Request(Verb.CANCEL, f"replaced by run {run_id}")
+
+
 def _is_open(run: Run, request: Request) -> bool:
     return run.requested is not None and run.requested.verb is request.verb
 
