@@ -24,6 +24,10 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
+_SUFFIXES = frozenset({"attempt", "undo", "woke"})
+"""After a slash they say what a record is about."""
+
+
 class Stepping:
     """What a ``ctx`` is made of, with its steps and sleeps."""
 
@@ -235,6 +239,8 @@ class Stepping:
         if execution.stopped:
             raise asyncio.CancelledError("the run does not go on here")
         name = self._prefix + check_name(name, "operation name")
+        if self._prefix and name.rpartition("/")[2] in _SUFFIXES:
+            raise InvalidArgument(f"an operation in a branch cannot be called {name.rpartition('/')[2]!r}")
         try:
             return execution.core.call(name, kind, asyncio.current_task(self._loop))
         except NondeterminismError as error:
