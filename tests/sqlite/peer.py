@@ -6,12 +6,14 @@ import asyncio
 import json
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from itertools import chain
 from typing import Any
 from uuid import uuid4
 
-from durable.model import Kind, NewRun, Outcome, Record, Request, RunRef, RunWrite, Verb
+from durable.model import Kind, NewRun, NewSignal, Outcome, Published, Record, Request, RunRef, RunWrite, Verb
 from durable.store import Route
 from durable.stores.sqlite import SQLiteStore
 
@@ -81,6 +83,47 @@ class Commands:
         while True:
             await self.flush(worker, 1)
             print(self.seq, flush=True)
+
+    async def transact(self, worker: str, work: Callable[[sqlite3.Connection], Any]) -> None:
+        """Have ``work`` and the next record of the run commit together."""
+        self.seq += 1
+
+        async def write(_: Any) -> RunWrite:
+            return step(self.refs[0], self.seq, self.store.clock.now())
+
+        assert await self.store.transact(worker, work, False, write) is Outcome.APPLIED
+
+    async def transact_for_ever(self, worker: str) -> None:
+        """One line after each acknowledged transaction."""
+        while True:
+            await self.transact(worker, lambda connection: connection.execute("INSERT INTO ledger VALUES (NULL)"))
+            print(self.seq, flush=True)
+
+    async def transact_and_hang(self, worker: str) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT INTO ledger VALUES (NULL)")
+            print(json.dumps("inside"), flush=True)
+            threading.Event().wait()
+
+        await self.transact(worker, work)
+
+    async def signal(self, ids: list[str], signal_ids: list[str]) -> list[str]:
+        """Each of these signals to each of these runs, one call for each signal."""
+        answers = [
+            await self.store.send_signals([NewSignal(run_id, signal_id, "go", "1") for run_id in ids])
+            for signal_id in signal_ids
+        ]
+        return sorted({str(sent) for sent in chain(*answers)})
+
+    async def publish(self, topic: str, event_ids: list[str]) -> int:
+        for event_id in event_ids:
+            await self.store.publish([Published(event_id, topic, "", "1", 60)])
+        return len(event_ids)
+
+    async def take_effect(self, worker: str, key: str) -> bool:
+        effect = await self.store.take_effect(worker, self.refs[0], key, "charge")
+        assert effect is not None
+        return effect.mine
 
     async def listen(self, worker: str, count: int) -> None:
         """Claim at every hint, without a free slot; tell what is asked at first, and each of ``count`` changes."""

@@ -6,6 +6,7 @@ what the store does in a trigger of its own is done here statement by statement,
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -92,9 +93,9 @@ class OnSQLiteConnection:
             raise translated(self._path, error, _BUSY) from error
 
     def _check_file(self, cursor: sqlite3.Cursor) -> None:
-        files = [Path(file) for _, name, file in cursor.execute("PRAGMA database_list") if name == "main" and file]
-        if [identity(file) for file in files] != [identity(self._path)]:
-            raise InvalidArgument(f"the connection is to {files[0] if files else 'no file'}, not to {self._path}")
+        _, _, file = cursor.execute("PRAGMA database_list").fetchone()  # main comes first
+        if not file or identity(Path(os.fsdecode(file))) != identity(self._path):
+            raise InvalidArgument(f"the connection is to {file or 'no file'}, not to {self._path}")
 
 
 def _begins_by_itself(connection: sqlite3.Connection) -> bool:

@@ -38,6 +38,7 @@ class Transactions:
         self._turn = asyncio.Lock()
         self._thread: StoreThread | None = None
         self._db: Connection | None = None
+        self._dropped: asyncio.Future[None] | None = None  # pending while an abandoned function still executes
 
     async def run(
         self,
@@ -63,7 +64,7 @@ class Transactions:
             finally:
                 # Also when this call is cancelled while `work` executes: the thread comes to it when that has returned.
                 if not committed:
-                    thread.call(self._drop)
+                    self._dropped = thread.call(self._drop)
             return outcome
 
     async def close(self) -> None:
@@ -71,7 +72,7 @@ class Transactions:
         thread, self._thread = self._thread, None
         if thread is None:
             return
-        if self._turn.locked():
+        if self._turn.locked() or (self._dropped is not None and not self._dropped.done()):
             thread.leave(self._drop)
         else:
             await thread.stop(self._drop)
