@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from durable.errors import ConfigurationError
+from durable.model import RunWrite
 from durable.stores.memory import MemoryStore
 from durable.testing import VirtualClock
 from durable.testing.conformance import StoreConformance, StoreHarness
+from durable.testing.conformance.harness import claimed, record
 
 
 class MemoryHarness:
@@ -33,6 +36,22 @@ class MemoryHarness:
 
     async def expire(self, worker: str) -> None:
         self._store.expire(worker)
+
+
+async def test_memory_has_no_connection_to_offer() -> None:
+    store = MemoryStore()
+    worker, one = await claimed(store)
+    called: list[object] = []
+
+    async def write(_: object) -> RunWrite:
+        called.append(write)
+        return RunWrite(one.ref, [record(1)])
+
+    for on_loop in (True, False):
+        with pytest.raises(ConfigurationError, match="Postgres or SQLite"):
+            await store.transact(worker.id, called.append, on_loop, write)
+    assert store.on_connection is None
+    assert called == []
 
 
 class TestMemory(StoreConformance):

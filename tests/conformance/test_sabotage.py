@@ -11,12 +11,17 @@ import pytest
 
 from durable import states
 from durable.model import (
+    Also,
+    Awaited,
     Change,
     Claimed,
     Created,
     DeadLetter,
+    Effect,
     NewRun,
+    NewSignal,
     Outcome,
+    Published,
     Reaped,
     Record,
     Request,
@@ -25,20 +30,25 @@ from durable.model import (
     RunRef,
     RunSummary,
     RunWrite,
+    Sent,
+    Signal,
     State,
     Verb,
 )
 from durable.requests import Plan
+from durable.states import TERMINAL
 from durable.store import Route
 from durable.stores.memory import MemoryStore
 from durable.stores.memory.rows import Ready, Row
 from durable.testing.conformance import StoreConformance, StoreHarness
+from durable.testing.conformance.harness import LONG_AGO
 from durable.testing.conformance.writes import WRITES
 from tests.conformance.test_memory import MemoryHarness
 
 _Arguments = tuple[Sequence[Route], int, str, Mapping[str, int]]
 _CANCEL = Request(Verb.CANCEL)
 _EARLIER_CLAIM = "test_P04_a_write_of_an_earlier_claim_of_the_same_worker_is_not_applied"
+_CHILD_ENDS = "test_P34_a_child_that_ends_wakes_its_parent_before_and_after_the_park"
 
 
 class _NoFence(MemoryStore):
@@ -372,6 +382,151 @@ class _DeletesLiveRuns(MemoryStore):
         return await super().delete(run_id)
 
 
+# -- signals, children, events, effects ---------------------------------------------------------
+
+
+class _ConsumedIsForgotten(MemoryStore):
+    """What was consumed is deleted, and its id with it."""
+
+    def _do_also(self, row: Row, also: Also, keys: Sequence[str], now: datetime) -> None:
+        super()._do_also(row, also, keys, now)
+        for signal_id in also.consumed:
+            row.inbox.pop(signal_id, None)
+            row.consumed.discard(signal_id)
+
+
+class _AlsoUnfenced(MemoryStore):
+    """Whatever comes with a write is done, even if the write is refused, or was there before."""
+
+    async def commit(self, worker: str, writes: Sequence[RunWrite]) -> list[Outcome]:
+        outcomes = await super().commit(worker, [replace(write, also=None) for write in writes])
+        for write in writes:
+            if write.also is not None and (row := self._rows.get(write.ref.id)) is not None:
+                keys = [one.key for one in write.records if one.key in row.records]
+                self._do_also(row, write.also, keys, self.clock.now())
+        return outcomes
+
+
+class _NobodyWakes(MemoryStore):
+    """A signal is stored, and that is all."""
+
+    def _wake(self, row: Row, now: datetime) -> None:
+        return
+
+
+class _WakesWhoWaits(MemoryStore):
+    """A run that waits gets up; the counter stands still for one that is about to wait."""
+
+    def _wake(self, row: Row, now: datetime) -> None:
+        super()._wake(row, now)
+        row.wakes -= 1
+
+
+class _WakesEverybody(MemoryStore):
+    """A signal also ends a sleep, a delay, a pause."""
+
+    def _wake(self, row: Row, now: datetime) -> None:
+        super()._wake(row, now)
+        if row.owner is None and row.state not in TERMINAL:
+            row.state = State.PENDING
+            self._free(row, now)
+
+
+class _TellsOfASignalOnce(MemoryStore):
+    def _signalled(self, worker: str, given: set[str]) -> list[str]:
+        told = super()._signalled(worker, given)
+        for run_id in told:
+            self._rows[run_id].signalled = False
+        return told
+
+
+class _NoOrder(MemoryStore):
+    """Signals are read in the order of their ids."""
+
+    def _deliver(self, row: Row, signal: Signal, now: datetime) -> None:
+        super()._deliver(row, signal, now)
+        row.inbox = {signal_id: row.inbox[signal_id] for signal_id in sorted(row.inbox)}
+
+
+class _ToWhomIsGone(MemoryStore):
+    """A run that has ended takes signals."""
+
+    def _send(self, new: NewSignal, now: datetime) -> Sent:
+        row = self._rows.get(new.run_id)
+        if row is None:
+            return Sent.NOT_FOUND
+        self._deliver(row, Signal(new.id, new.name, new.data, now), now)
+        return Sent.ACCEPTED
+
+
+class _OrphanedBy(MemoryStore):
+    """An end of a certain kind is nobody's business."""
+
+    silent: frozenset[State] = frozenset()
+
+    def _ended(self, row: Row, now: datetime) -> None:
+        if row.state not in self.silent:
+            super()._ended(row, now)
+
+
+class _OrphanedByDeath(_OrphanedBy):
+    silent = frozenset({State.DEAD_LETTER})
+
+
+class _OrphanedByCancel(_OrphanedBy):
+    silent = frozenset({State.CANCELLED})
+
+
+class _OnlyToWhoWaits(MemoryStore):
+    """A child's end is told to a parent that is parked, and lost on any other."""
+
+    def _deliver(self, row: Row, signal: Signal, now: datetime) -> None:
+        if not signal.name.startswith("child/") or row.state is State.WAITING:
+            super()._deliver(row, signal, now)
+
+
+class _NothingRetained(MemoryStore):
+    """An event is for those who wait already."""
+
+    def _await(self, row: Row, awaited: Awaited, now: datetime) -> None:
+        self._events.clear()
+        super()._await(row, awaited, now)
+
+
+class _SinceEver(MemoryStore):
+    def _await(self, row: Row, awaited: Awaited, now: datetime) -> None:
+        super()._await(row, awaited._replace(since=LONG_AGO), now)
+
+
+class _OneWaitPerTopic(MemoryStore):
+    """An event ends every wait of a run for it."""
+
+    def _publish(self, new: Published, now: datetime) -> None:
+        topic = (new.topic, new.key)
+        self._awaiting[topic] = list(dict.fromkeys(self._awaiting.get(topic, [])))
+        super()._publish(new, now)
+
+
+class _EverybodyMakes(MemoryStore):
+    async def take_effect(self, worker: str, ref: RunRef, key: str, step: str) -> Effect | None:
+        return await super().take_effect(worker, ref, f"{ref.id}{key}", step)
+
+
+class _MadeByTheDead(MemoryStore):
+    """An effect stays with a run that has ended without making it."""
+
+    def _ended(self, row: Row, now: datetime) -> None:
+        row.makes = False
+        super()._ended(row, now)
+
+
+class _MadeForEver(MemoryStore):
+    def _forget(self, row: Row) -> None:
+        effects = dict(self._effects)
+        super()._forget(row)
+        self._effects = effects
+
+
 class _Harness(MemoryHarness):
     def __init__(self, store: MemoryStore) -> None:
         super().__init__()
@@ -435,6 +590,44 @@ class _Harness(MemoryHarness):
         (_PrunesWithoutBound, "test_P52_prune_goes_in_batches", []),
         (_KeysStay, "test_P52_a_deleted_run_frees_its_key", []),
         (_RecordsStay, "test_P52_everything_that_belongs_to_a_run_goes_with_it", []),
+        (_ConsumedIsForgotten, "test_P33_the_same_id_twice_is_one_signal", []),
+        (_AlsoUnfenced, "test_P04_a_zombie_consumes_nothing", []),
+        (_AlsoUnfenced, "test_P04_a_zombie_makes_no_child", []),
+        (_AlsoUnfenced, "test_P04_a_zombie_awaits_nothing", []),
+        (_AlsoUnfenced, "test_P11_a_wait_sent_again_is_one_wait", []),
+        (_AlsoUnfenced, "test_P35_a_call_sent_again_makes_one_child", []),
+        (_AlsoUnfenced, "test_P48_what_a_run_emits_is_in_the_log_once", []),
+        (_NobodyWakes, "test_P32_a_run_that_waits_is_ready_with_the_next_claim", [True, False]),
+        (_NobodyWakes, "test_P31_every_run_that_waits_gets_the_event_and_goes_on", []),
+        (_WakesWhoWaits, "test_P31_a_signal_between_claim_and_park_is_not_missed", []),
+        (_WakesWhoWaits, "test_P31_a_park_to_sleep_compares_too", []),
+        (
+            _WakesEverybody,
+            "test_P26_a_signal_does_not_end_any_other_rest",
+            ["delayed", "sleeping", "backing off", "compensating", "paused"],
+        ),
+        (_TellsOfASignalOnce, "test_P31_a_holder_is_told_with_every_claim_until_it_asks", []),
+        (_NoOrder, "test_P31_signals_are_read_in_the_order_in_which_they_came", []),
+        (_ToWhomIsGone, "test_P33_a_run_that_has_ended_takes_no_signal", ["completed", "failed", "dead letter"]),
+        (_OrphanedByDeath, _CHILD_ENDS, [("given up", True), ("given up", False)]),
+        (_OrphanedByCancel, _CHILD_ENDS, [("never started", True), ("cancelled", False)]),
+        (_OnlyToWhoWaits, _CHILD_ENDS, [("completed", False)]),
+        (
+            _OnlyToWhoWaits,
+            "test_P35_a_parent_that_failed_before_its_child_ended_hears_of_it_when_it_is_retried",
+            [],
+        ),
+        (_NothingRetained, "test_P31_a_run_that_begins_to_wait_gets_the_oldest_that_is_retained", []),
+        (_NothingRetained, "test_P31_an_event_and_a_wait_at_the_same_time_do_not_miss_each_other", []),
+        (_SinceEver, "test_P31_an_event_from_before_since_is_not_given", []),
+        (_OneWaitPerTopic, "test_P33_one_event_ends_one_wait", []),
+        (_EverybodyMakes, "test_P11_many_who_ask_at_once_are_told_of_one", []),
+        (
+            _MadeByTheDead,
+            "test_P11_a_run_that_ends_lets_go_of_what_it_was_making",
+            ["completed", "failed", "given up", "cancelled"],
+        ),
+        (_MadeForEver, "test_P52_what_a_run_has_made_is_known_until_it_is_pruned", [True, False]),
         (_DeletesLiveRuns, "test_P52_a_run_that_is_not_terminal_is_not_deleted", ["running", "paused"]),
     ],
 )

@@ -338,7 +338,7 @@ def _child(parent: ClaimedRun, key: str = "kyc", **other: Any) -> NewRun:
 
 
 def _call(seq: int, child: NewRun) -> Record:
-    return record(seq, child.parent_key or "", Kind.CALL, f'"{child.id}"')
+    return record(seq, child.parent_key or "", Kind.CALL, child.id)
 
 
 async def _called(worker: Worker, parent: ClaimedRun, *, parked: bool = False) -> str:

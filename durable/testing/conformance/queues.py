@@ -7,12 +7,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from durable import states
-from durable.model import Change, ClaimedRun, NewRun, Outcome, Queue, Rate, RunFilter, State
+from durable.model import Change, ClaimedRun, NewRun, Outcome, Queue, Rate, Request, RunFilter, State
 from durable.store import Route, Store
 from durable.testing.conformance.harness import (
     LONG_AGO,
@@ -35,7 +36,7 @@ DONE = states.complete(_R, "1")
 RELEASE = states.release(_R)
 
 
-def mail(**other: object) -> NewRun:
+def mail(**other: Any) -> NewRun:
     """A run for the queue ``mail``."""
     return new_run(queue="mail", **other)
 
@@ -53,6 +54,13 @@ async def get(worker: Worker, *routes: Route, limit: int = 1000) -> list[Claimed
 
 async def get_ids(worker: Worker, *routes: Route, limit: int = 1000) -> list[str]:
     return [one.run.id for one in await get(worker, *routes, limit=limit)]
+
+
+async def hold(store: Store, *runs: NewRun) -> tuple[Worker, list[ClaimedRun]]:
+    """Create the runs, and have a new worker claim what it can of the queue ``mail``."""
+    await create(store, *runs)
+    worker = await Worker.start(store)
+    return worker, await get(worker)
 
 
 def _park(one: ClaimedRun) -> Change:
@@ -321,21 +329,10 @@ class QueueConformance:
         await worker.apply(two, change=DONE)
         assert await get_ids(worker) == [parent]
 
-    @pytest.mark.parametrize("request_", [CANCEL, PAUSE], ids=["cancel", "pause"])
-    async def test_asking_something_of_a_held_run_frees_no_place(
-        self, harness: StoreHarness, request_: object
-    ) -> None:
+    @pytest.mark.parametrize("asked", [CANCEL, PAUSE], ids=["cancel", "pause"])
+    async def test_asking_something_of_a_held_run_frees_no_place(self, harness: StoreHarness, asked: Request) -> None:
         store = await harness.fresh()
         await store.put_queues([Queue("mail", concurrency=1)])
-        await create(store, mail(), mail())
-        worker = await Worker.start(store)
-        (one,) = await get(worker)
-        await store.request(one.run.id, CANCEL if request_ is CANCEL else PAUSE)
+        worker, (one,) = await hold(store, mail(), mail())
+        await store.request(one.run.id, asked)
         assert await get(worker) == []
-
-
-async def hold(store: Store, *runs: NewRun) -> tuple[Worker, list[ClaimedRun]]:
-    """Create the runs, and have a new worker claim what it can of the queue ``mail``."""
-    await create(store, *runs)
-    worker = await Worker.start(store)
-    return worker, await get(worker)
