@@ -55,21 +55,28 @@ def _keys(runs: Sequence[NewRun]) -> list[Parameter]:
 
 
 def _runs(runs: Sequence[NewRun], routes: Mapping[Route, int]) -> list[Parameter]:
+    marks_and_texts = literals.columns(
+        [run.workflow for run in runs],
+        [run.key for run in runs],
+        [run.seed for run in runs],
+        [run.input_hash for run in runs],
+        [run.request for run in runs],
+        [rows.tags_text(run.tags) for run in runs],
+        [run.input for run in runs],
+        [run.limit_key for run in runs],
+        [run.concurrency_key for run in runs],
+        [run.parent for run in runs],
+        [run.parent_key for run in runs],
+    )
     return [
         literals.scalars([run.shard for run in runs]),
         literals.ids([run.id for run in runs]),
-        literals.scalars([routes[Route(run.workflow, run.version)] for run in runs]),
+        literals.scalars([routes[Route(run.workflow, run.version, run.queue)] for run in runs]),
         literals.times([run.ready_at for run in runs]),
         literals.scalars([run.delay for run in runs]),
-        *literals.columns(
-            [run.workflow for run in runs],
-            [run.key for run in runs],
-            [run.seed for run in runs],
-            [run.input_hash for run in runs],
-            [run.request for run in runs],
-            [rows.tags_text(run.tags) for run in runs],
-            [run.input for run in runs],
-        ),
+        *marks_and_texts[:9],
+        literals.scalars([run.priority for run in runs]),
+        *marks_and_texts[9:],
     ]
 
 

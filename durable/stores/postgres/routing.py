@@ -1,4 +1,4 @@
-"""Routes: (workflow, version) as the small number that stands in every run and in the claim index."""
+"""Routes: (workflow, version, queue) as the small number that stands in every run and in the claim index."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ class Routes:
         if missing := [route for route in dict.fromkeys(wanted) if route not in self._numbers]:
             await self._read(sessions)
             if missing := [route for route in missing if route not in self._numbers]:
-                names = literals.columns([route.workflow for route in missing], [route.version for route in missing])
+                names = literals.columns(
+                    [route.workflow for route in missing],
+                    [route.version for route in missing],
+                    [route.queue for route in missing],
+                )
                 await sessions.write("add_routes", sessions.call("add_routes", *names))
                 await self._read(sessions)
         return self._numbers
 
     async def _read(self, sessions: Sessions) -> None:
-        for number, workflow, version in await sessions.read("routes"):
-            route = Route(workflow, version)
+        for number, workflow, version, queue in await sessions.read("routes"):
+            route = Route(workflow, version, queue)
             self._numbers[route] = number
             self.by_number[number] = route

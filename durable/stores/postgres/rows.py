@@ -43,7 +43,7 @@ def summary(row: Row) -> RunSummary:
 
 def run(row: Row) -> Run:
     """From ``get_runs`` and ``ended_runs``: the columns of a list, then the payloads."""
-    run_input, result, error, seed = row[16:]
+    run_input, result, error, seed = row[22:]
     return Run(**_summary(row), input=run_input, result=result, error=error, seed=seed)
 
 
@@ -65,6 +65,12 @@ def _summary(row: Row) -> dict[str, Any]:
         "shard": row[13],
         "workflow": row[14],
         "version": row[15],
+        "queue": row[16],
+        "priority": row[17],
+        "limit_key": row[18],
+        "concurrency_key": row[19],
+        "parent": row[20],
+        "linked": row[21],
     }
 
 
@@ -77,12 +83,14 @@ def claimed(
         records[row[0]].append(record(row))
     found: list[ClaimedRun] = []
     for row in runs:
-        id_, shard, route, state, created, started, key, tags, claim, takeovers, wakes, input_, error, seed, asked = row
-        workflow, version = routes[route]
+        id_, shard, route, state, created, started, key, tags, claim, takeovers, wakes, input_, error, seed = row[:14]
+        asked, priority, limit_key, concurrency_key, parent, linked = row[14:]
+        workflow, version, queue = routes[route]
         requested = None if asked is None else request_from_json(asked)
         run = Run(
             id_, workflow, version, _STATES[state], created, key, _tags(tags), started, None, None, None, requested,
-            worker, claim, takeovers, shard, input_, None, error, seed,
+            worker, claim, takeovers, shard, queue, priority, limit_key, concurrency_key, parent, linked,
+            input_, None, error, seed,
         )  # fmt: skip
         current = warm.get(id_) == claim - 1
         found.append(ClaimedRun(run, None if current else records[id_], wakes))

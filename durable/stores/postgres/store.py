@@ -79,7 +79,8 @@ class PostgresStore:
         self._schema = check_schema(schema)
         self._server = Server(url, prepare_threshold)
         self._server.check()
-        self._url = without_password(url)
+        self._given_url, self._url = url, without_password(url)
+        self._prepare_threshold = prepare_threshold
         self._pool_size = pool_size
         self._statements = {name: _without_comments(sql) for name, sql in statements("postgres", schema).items()}
         self._migrations = migrations("postgres", schema)
@@ -104,6 +105,11 @@ class PostgresStore:
     @property
     def url(self) -> str:
         return self._url
+
+    def twin(self) -> PostgresStore:
+        return PostgresStore(
+            self._given_url, schema=self._schema, pool_size=self._pool_size, prepare_threshold=self._prepare_threshold
+        )
 
     # -- life -------------------------------------------------------------------------------------
 
@@ -304,7 +310,7 @@ class PostgresStore:
     async def create_runs(self, runs: Sequence[NewRun]) -> list[Created]:
         if not runs:
             return []
-        numbers = await self._routes.numbers(self._use, [Route(run.workflow, run.version) for run in runs])
+        numbers = await self._routes.numbers(self._use, [Route(run.workflow, run.version, run.queue) for run in runs])
         first: dict[str, NewRun] = {}
         for run in runs:
             first.setdefault(run.id, run)
@@ -337,11 +343,13 @@ class PostgresStore:
         return [rows.run(row) for row in await self._use.read("ended_runs", SHARD, literals.ids(_known(run_ids)))]
 
     async def list_runs(self, where: RunFilter, limit: int, before: str | None) -> list[RunSummary]:
+        if where.parent is not None and not _known([where.parent]):
+            return []
         found = await self._use.read(
             "list_runs",
             *(SHARD, before or _LAST_ID, where.workflow, where.version, where.state),
             rows.tags_text(where.tags) if where.tags else None,
-            *(_instant(where.created_after), _instant(where.created_before), str(limit)),
+            *(_instant(where.created_after), _instant(where.created_before), str(limit), where.queue, where.parent),
         )
         return [rows.summary(row) for row in found]
 

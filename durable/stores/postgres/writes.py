@@ -21,7 +21,7 @@ Standing = tuple[int, str | None, str]
 """Claim number, owner and state of a run."""
 
 
-_NO_REF: tuple[tuple[Any, ...], ...] = ((),) * 3
+_NO_REF: tuple[tuple[Any, ...], ...] = ((),) * 4
 _NO_RECORD: tuple[tuple[Any, ...], ...] = ((),) * 12
 
 
@@ -31,7 +31,7 @@ def parameters(worker: str, writes: Sequence[RunWrite]) -> list[Parameter]:
     changes = [change for _, change in changed]
     records = [record for write in writes for record in write.records]
     refs = [write.ref for write in writes for _ in write.records]
-    shards, ids, claims = zip(*refs, strict=True) if refs else _NO_REF
+    shards, ids, claims, _ = zip(*refs, strict=True) if refs else _NO_REF
     seqs, keys, kinds, ats, data, failed, attempts, durations, begun, compensable, dues, _ = (
         zip(*records, strict=True) if records else _NO_RECORD
     )

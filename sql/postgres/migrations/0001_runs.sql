@@ -23,10 +23,12 @@ CREATE TABLE durable.runs (
     ended_at     timestamptz,
     ready_at     timestamptz,                        -- when it may be claimed; null: leased, or not by time alone
     owner        uuid,                               -- the worker that holds it
+    parent       uuid,                               -- the run that called it, in the same shard
     claim        integer     NOT NULL DEFAULT 0,     -- rises with every claim; with owner it fences every write
     wakes        integer     NOT NULL DEFAULT 0,     -- rises with everything that can wake the run
     takeover_seq integer     NOT NULL DEFAULT 0,     -- seq of its last takeover record
     takeovers    smallint    NOT NULL DEFAULT 0,     -- leases that expired in a row, without a new record
+    linked       boolean     NOT NULL DEFAULT false, -- when it leaves or ends, others are concerned: see commit_writes
     state        text        NOT NULL DEFAULT 'pending' CHECK (state IN (
         'pending', 'running', 'sleeping', 'waiting', 'paused', 'compensating',
         'completed', 'failed', 'compensated', 'cancelled', 'dead_letter')),
@@ -40,6 +42,9 @@ CREATE TABLE durable.runs (
     error        text,
     reason       text,
     requested    text,                               -- cancel or pause, asked for and not carried out yet: JSON
+    parent_key   text,                               -- the key of the record under which its parent called it
+    limit_key    text,                               -- whose share of its queue's limits it uses
+    concurrency_key text,                            -- at most one run of the workflow with this key is active
     PRIMARY KEY (shard, id)
 ) WITH (
     fillfactor = 50,                                 -- every completion stays on its page (HOT)
@@ -51,6 +56,9 @@ CREATE TABLE durable.runs (
 -- What may start for no other reason than time. It names nothing that a completion writes, or completions would
 -- have to touch it (no HOT: 7.5 µs a run against 5.1).
 CREATE INDEX runs_ready ON durable.runs (shard, route, priority, ready_at) WHERE ready_at IS NOT NULL;
+
+-- The children of a run, for lists. Neither column changes.
+CREATE INDEX runs_children ON durable.runs (shard, parent, id) WHERE parent IS NOT NULL;
 
 -- Append-only: one row per record, written once.
 CREATE TABLE durable.history (

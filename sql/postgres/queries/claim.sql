@@ -82,11 +82,11 @@ WITH lane AS MATERIALIZED (
     ON CONFLICT (shard, worker, run_id, wakes) DO NOTHING
 )
 SELECT t.id, t.shard, t.route, t.state, t.created_at, t.started_at, t.key, t.tags::text, t.claim, t.takeovers, t.wakes,
-       t.input, t.error, t.seed, t.requested
+       t.input, t.error, t.seed, t.requested, t.priority, t.limit_key, t.concurrency_key, t.parent, t.linked
 FROM taken AS t
 UNION ALL
 SELECT r.id, r.shard, r.route, r.state, r.created_at, r.started_at, r.key, r.tags::text, r.claim, r.takeovers, r.wakes,
-       r.input, r.error, r.seed, r.requested
+       r.input, r.error, r.seed, r.requested, r.priority, r.limit_key, r.concurrency_key, r.parent, r.linked
 FROM durable.claims AS c
 CROSS JOIN lane
 CROSS JOIN LATERAL unnest(c.run_ids) AS u (id)
@@ -142,21 +142,22 @@ CROSS JOIN LATERAL (
 
 -- name: owned
 -- $1 worker.
-SELECT DISTINCT r.shard, r.id, r.claim
+SELECT DISTINCT r.shard, r.id, r.claim, r.linked
 FROM durable.claims AS c
 CROSS JOIN LATERAL unnest(c.run_ids) AS u (id)
 CROSS JOIN LATERAL (
-    SELECT x.shard, x.id, x.claim FROM durable.runs AS x
+    SELECT x.shard, x.id, x.claim, x.linked FROM durable.runs AS x
     WHERE x.shard = c.shard AND x.id = u.id AND (x.owner = $1::uuid) IS TRUE LIMIT 1
 ) AS r
 WHERE c.worker = $1::uuid
 
 -- name: routes
-SELECT id, workflow, version FROM durable.routes
+SELECT id, workflow, version, queue FROM durable.routes
 
 -- name: add_routes
--- $1 and $2 marks, $3 workflows, $4 versions.
-INSERT INTO durable.routes (workflow, version)
-SELECT * FROM unnest(string_to_array($3, $1, $2), string_to_array($4, $1, $2)) AS r (workflow, version)
-ORDER BY workflow, version
+-- $1 and $2 marks, $3 workflows, $4 versions, $5 queues.
+INSERT INTO durable.routes (workflow, version, queue)
+SELECT * FROM unnest(string_to_array($3, $1, $2), string_to_array($4, $1, $2), string_to_array($5, $1, $2))
+              AS r (workflow, version, queue)
+ORDER BY workflow, version, queue
 ON CONFLICT (workflow, version, queue) DO NOTHING

@@ -8,7 +8,8 @@
 -- name: asked_run
 -- $1 shard, $2 run. In the columns of get_runs, without payloads that no decision needs; last the number of wakes.
 SELECT r.id, r.state, r.created_at, r.started_at, r.ended_at, r.ready_at, r.key, r.tags::text, r.reason, r.requested,
-       r.owner, r.claim, r.takeovers, r.shard, routes.workflow, routes.version, NULL, NULL, r.error, '', r.wakes
+       r.owner, r.claim, r.takeovers, r.shard, routes.workflow, routes.version,
+       routes.queue, r.priority, r.limit_key, r.concurrency_key, r.parent, r.linked, NULL, NULL, r.error, '', r.wakes
 FROM durable.runs AS r JOIN durable.routes ON routes.id = r.route
 WHERE r.shard = $1::smallint AND r.id = $2::uuid
 

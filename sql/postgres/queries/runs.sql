@@ -18,15 +18,20 @@ ON CONFLICT (shard, workflow, key) DO NOTHING
 
 -- name: add_runs
 -- $1 shards, $2 ids, $3 routes, $4 times ready, $5 delays, $6 and $7 marks, $8 workflows, $9 keys, $10 seeds,
--- $11 input hashes, $12 requests, $13 tags, $14 inputs. A statement after add_keys: in the same one, a key's winner could not be seen.
--- Answers the ids that were inserted.
-INSERT INTO durable.runs (shard, id, route, key, ready_at, seed, input_hash, request, tags, input)
+-- $11 input hashes, $12 requests, $13 tags, $14 inputs, $15 priorities, $16 limit keys, $17 concurrency keys, $18 parents, $19 the
+-- keys of their calls. A statement after add_keys: in the same one, a key's winner could not be seen. Answers the ids that were inserted.
+INSERT INTO durable.runs (shard, id, route, key, ready_at, seed, input_hash, request, tags, input, priority, limit_key,
+                          concurrency_key, parent, parent_key, linked)
 SELECT n.shard, n.id, n.route, n.key, coalesce(timestamptz 'epoch' + n.ready_at * interval '1 us', now() + make_interval(secs => n.delay)),
-       coalesce(n.seed, ''), coalesce(n.input_hash, ''), n.request, n.tags::jsonb, n.input
+       coalesce(n.seed, ''), coalesce(n.input_hash, ''), n.request, n.tags::jsonb, n.input, n.priority, n.limit_key,
+       n.concurrency_key, n.parent::uuid, n.parent_key, n.parent IS NOT NULL OR n.concurrency_key IS NOT NULL
 FROM unnest($1::smallint[], $2::uuid[], $3::integer[], $4::bigint[], $5::float8[], string_to_array($8, $6, $7),
             string_to_array($9, $6, $7), string_to_array($10, $6, $7), string_to_array($11, $6, $7),
-            string_to_array($12, $6, $7), string_to_array($13, $6, $7), string_to_array($14, $6, $7))
-     AS n (shard, id, route, ready_at, delay, workflow, key, seed, input_hash, request, tags, input)
+            string_to_array($12, $6, $7), string_to_array($13, $6, $7), string_to_array($14, $6, $7), $15::smallint[],
+            string_to_array($16, $6, $7), string_to_array($17, $6, $7), string_to_array($18, $6, $7),
+            string_to_array($19, $6, $7))
+     AS n (shard, id, route, ready_at, delay, workflow, key, seed, input_hash, request, tags, input, priority, limit_key,
+           concurrency_key, parent, parent_key)
 LEFT JOIN LATERAL (
     SELECT k.run_id FROM durable.keys AS k WHERE k.shard = n.shard AND k.workflow = n.workflow AND k.key = n.key LIMIT 1
 ) AS winner ON true
@@ -57,7 +62,8 @@ SELECT r.id, r.state, r.created_at, r.started_at, r.ended_at, r.ready_at, r.key,
        r.owner, r.claim, CASE WHEN r.takeovers > 0 AND EXISTS (
            SELECT FROM durable.history AS h WHERE h.shard = r.shard AND h.run_id = r.id
            AND h.seq > r.takeover_seq AND h.kind <> 'takeover' AND h.worker IS NOT NULL) THEN 0 ELSE r.takeovers END AS takeovers,
-       r.shard, routes.workflow, routes.version, r.input, r.result, r.error, r.seed
+       r.shard, routes.workflow, routes.version,
+       routes.queue, r.priority, r.limit_key, r.concurrency_key, r.parent, r.linked, r.input, r.result, r.error, r.seed
 FROM unnest($2::uuid[]) AS n (id)
 CROSS JOIN LATERAL (SELECT x.* FROM durable.runs AS x WHERE x.shard = $1::smallint AND x.id = n.id LIMIT 1) AS r
 JOIN durable.routes ON routes.id = r.route
@@ -68,7 +74,8 @@ SELECT r.id, r.state, r.created_at, r.started_at, r.ended_at, r.ready_at, r.key,
        r.owner, r.claim, CASE WHEN r.takeovers > 0 AND EXISTS (
            SELECT FROM durable.history AS h WHERE h.shard = r.shard AND h.run_id = r.id
            AND h.seq > r.takeover_seq AND h.kind <> 'takeover' AND h.worker IS NOT NULL) THEN 0 ELSE r.takeovers END AS takeovers,
-       r.shard, routes.workflow, routes.version, NULL, r.result, r.error, r.seed
+       r.shard, routes.workflow, routes.version,
+       routes.queue, r.priority, r.limit_key, r.concurrency_key, r.parent, r.linked, NULL, r.result, r.error, r.seed
 FROM unnest($2::uuid[]) AS n (id)
 CROSS JOIN LATERAL (
     SELECT x.* FROM durable.runs AS x WHERE x.shard = $1::smallint AND x.id = n.id AND (x.ended_at IS NOT NULL) IS TRUE
@@ -81,19 +88,22 @@ JOIN durable.routes ON routes.id = r.route
 SELECT run_id FROM durable.keys WHERE shard = $1::smallint AND workflow = $2::text AND key = $3::text
 
 -- name: list_runs
--- $1 shard, $2 below this id, $3 workflow, $4 version, $5 state, $6 tags, $7 created after, $8 created before, $9 limit.
+-- $1 shard, $2 below this id, $3 workflow, $4 version, $5 state, $6 tags, $7 created after, $8 created before, $9 limit,
+-- $10 queue, $11 parent.
 -- Walks the primary key from its end: ids are UUIDv7, so that is newest first. Never prepared: without the value of the
 -- limit the planner expects a tenth of the table, and sorts it.
 SELECT r.id, r.state, r.created_at, r.started_at, r.ended_at, r.ready_at, r.key, r.tags::text, r.reason, r.requested,
        r.owner, r.claim, CASE WHEN r.takeovers > 0 AND EXISTS (
            SELECT FROM durable.history AS h WHERE h.shard = r.shard AND h.run_id = r.id
            AND h.seq > r.takeover_seq AND h.kind <> 'takeover' AND h.worker IS NOT NULL) THEN 0 ELSE r.takeovers END AS takeovers,
-       r.shard, routes.workflow, routes.version
+       r.shard, routes.workflow, routes.version,
+       routes.queue, r.priority, r.limit_key, r.concurrency_key, r.parent, r.linked
 FROM durable.runs AS r JOIN durable.routes ON routes.id = r.route
 WHERE r.shard = $1::smallint AND r.id < $2::uuid
   AND ($3::text IS NULL OR routes.workflow = $3) AND ($4::text IS NULL OR routes.version = $4)
   AND ($5::text IS NULL OR r.state = $5) AND ($6::jsonb IS NULL OR r.tags @> $6)
   AND ($7::timestamptz IS NULL OR r.created_at >= $7) AND ($8::timestamptz IS NULL OR r.created_at < $8)
+  AND ($10::text IS NULL OR routes.queue = $10) AND ($11::uuid IS NULL OR r.parent = $11)
 ORDER BY r.id DESC
 LIMIT $9::integer
 
