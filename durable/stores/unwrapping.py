@@ -25,7 +25,10 @@ def driver(connection: Any) -> str | None:
 
 
 def driver_connection(connection: Any) -> Any:
-    """The driver's connection that the user's transaction is open on; a session begins one, as with any statement."""
+    """The driver's connection that the user's transaction is open on.
+
+    SQLAlchemy begins one when there is none, as it does for any statement: what it has not begun it does not commit.
+    """
     wrapped = _current(connection)
     if callable(getattr(wrapped, "ensure_connection", None)):  # Django
         wrapped.ensure_connection()
@@ -33,6 +36,8 @@ def driver_connection(connection: Any) -> Any:
     if callable(getattr(wrapped, "get_bind", None)):  # a session
         wrapped = wrapped.connection()
     if callable(getattr(wrapped, "exec_driver_sql", None)):  # SQLAlchemy's Connection
+        if not wrapped.in_transaction():
+            wrapped.begin()
         wrapped = wrapped.connection
     return getattr(wrapped, "driver_connection", wrapped)
 
@@ -42,6 +47,8 @@ async def driver_connection_async(connection: Any) -> Any:
     wrapped = _current(connection)
     if hasattr(wrapped, "sync_session"):
         wrapped = await wrapped.connection()
+    if not wrapped.in_transaction():
+        await wrapped.begin()
     return (await wrapped.get_raw_connection()).driver_connection
 
 
