@@ -43,6 +43,7 @@ from durable.options import WorkerOptions
 from durable.retry import Retry
 from durable.steps import CurrentStep, current_step
 from durable.store import Store
+from durable.sync import SyncClient, SyncRunHandle
 from durable.workflow import Workflow, workflow
 
 __all__ = [
@@ -90,6 +91,8 @@ __all__ = [
     "StepFailed",
     "Store",
     "StoreUnavailable",
+    "SyncClient",
+    "SyncRunHandle",
     "TimelineEntry",
     "TriggerOptions",
     "UnknownWorkflow",

@@ -6,10 +6,12 @@ It executes nothing; the engine adds the worker.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Generic, TypeVar, Unpack, cast, overload
 
 from durable.codec import MISSING, codec_for
@@ -146,17 +148,25 @@ class Client:
             PayloadError: The input does not fit the workflow's declared type.
             StoreUnavailable: The store did not answer; whether the run exists is unknown.
         """
-        found, new = self._new_run(workflow, input, options)
         if connection is not None:
-            on_connection = self._on_connection(connection)
-            answer = on_connection.trigger(connection, new)
-            created: Created = await answer if on_connection.is_async(connection) else answer
-            return self._triggered(found, new, created)
+            create, finish = self.prepared(workflow, input, connection, options)
+            answer = create()
+            return finish(await answer if inspect.isawaitable(answer) else answer)
+        found, new = self._new_run(workflow, input, options)
         created = await self._creator.send(new)
         if created.created:  # told before the worker is: it may start the run before this task goes on
             self._hooks.emit("run_triggered", run_id=created.run_id, workflow=new.workflow)
         self._announce()
         return self._triggered(found, new, created)
+
+    def prepared(
+        self, workflow: Workflow[Any, Any] | str, value: Any, connection: Any, options: TriggerOptions
+    ) -> tuple[Callable[[], Any], Callable[[Created], RunHandle[Any]]]:
+        """A trigger on a connection of the user's own in two parts: what creates the run there, in whatever thread the
+        connection is used in, and what makes a handle of the answer."""
+        found, new = self._new_run(workflow, value, options)
+        on_connection = self._on_connection(connection)
+        return partial(on_connection.trigger, connection, new), partial(self._triggered, found, new)
 
     @overload
     async def trigger_many(

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
@@ -21,6 +21,7 @@ from durable.options import WorkerOptions
 from durable.sql import check_schema
 from durable.store import Store
 from durable.stores import store_for
+from durable.sync import SyncClient
 from durable.testing.clock import VirtualClock
 from durable.worker import Worker
 from durable.workflow import Workflow
@@ -77,6 +78,22 @@ class Engine(Operator):
             check_queue(queue)
         self._redact = redact
         self._worker: Worker | None = None
+        self._sync: SyncClient | None = None
+
+    @property
+    def sync(self) -> SyncClient:
+        """The client for synchronous code: trigger, signal, cancel and read, blocking, from any thread.
+
+        It needs neither ``async with engine`` nor a running loop: it connects by itself, to the same store.
+        """
+        if self._sync is None:
+            self._sync = SyncClient(self._elsewhere)
+        return self._sync
+
+    def _elsewhere(self) -> AbstractAsyncContextManager[Engine]:
+        """A client of the same store and workflows for another event loop."""
+        known = self._workflows.values()
+        return Engine(self._store.twin(), workflows=known, auto_migrate=self._auto_migrate).client()
 
     # -- lifetime ---------------------------------------------------------------------------------
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar, Unpack
 
 from durable.client import Client, Page
@@ -69,18 +71,22 @@ class Messenger(Client):
             PayloadError: The payload does not fit.
             StoreUnavailable: The store did not answer; sending it again with the same ``signal_id`` is safe.
         """
-        self._check_connected()
-        run_id = check_run_id(run_id)
-        codec = await self._codec_of(run_id, check_name(name, "signal name"))
-        signal = self._new_signal(run_id, name, payload, signal_id, codec)
-        if connection is None:
-            sent = await self._signals.send(signal)
-            self._tell()
-        else:
-            on_connection = self._on_connection(connection)
-            answer = on_connection.signal(connection, signal)
-            sent = await answer if on_connection.is_async(connection) else answer
+        if connection is not None:
+            send, finish = await self.prepared_signal(run_id, name, payload, signal_id, connection)
+            answer = send()
+            finish(await answer if inspect.isawaitable(answer) else answer)
+            return
+        sent = await self._signals.send(await self._signal(run_id, name, payload, signal_id))
+        self._tell()
         _check_sent(run_id, sent)
+
+    async def prepared_signal(
+        self, run_id: str, name: str, payload: Any, signal_id: str | None, connection: Any
+    ) -> tuple[Callable[[], Any], Callable[[Sent], None]]:
+        """A signal on a connection of the user's own in two parts: what sends it there, in whatever thread the
+        connection is used in, and what looks at the answer."""
+        signal = await self._signal(run_id, name, payload, signal_id)
+        return partial(self._on_connection(connection).signal, connection, signal), partial(_check_sent, run_id)
 
     async def signal_with_start(
         self,
@@ -184,6 +190,12 @@ class Messenger(Client):
         run = await self.get_run(run_id)
         workflow = self._workflows.get((run.workflow, run.version))
         return codec_for(Any) if workflow is None else workflow.signals.get(name, codec_for(Any))
+
+    async def _signal(self, run_id: str, name: str, payload: Any, signal_id: str | None) -> NewSignal:
+        self._check_connected()
+        run_id = check_run_id(run_id)
+        codec = await self._codec_of(run_id, check_name(name, "signal name"))
+        return self._new_signal(run_id, name, payload, signal_id, codec)
 
     def _new_signal(self, run_id: str, name: str, payload: Any, signal_id: str | None, codec: Codec) -> NewSignal:
         text, _ = codec.round_trip(payload, f"the payload of signal {name!r}")

@@ -113,6 +113,10 @@ class Store(Protocol):
         """Where the data is, without a password."""
         ...
 
+    def twin(self) -> Store:
+        """A store on the same data for another event loop; it is not open."""
+        ...
+
     # -- life -------------------------------------------------------------------------------------
 
     async def open(self) -> None:

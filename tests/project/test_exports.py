@@ -19,7 +19,17 @@ PUBLIC = {
     *("workflow", "Workflow", "Context", "Engine", "Retry", "WorkerOptions", "Store"),
     # triggering and reading
     *("RunHandle", "Run", "RunSummary", "RunTimeout", "Page", "State", "TimelineEntry", "Failure"),
-    *("TriggerOptions", "Debounce", "Policy", "Queue", "Rate", "EmittedEvent", "ChildHandle"),
+    *(
+        "TriggerOptions",
+        "Debounce",
+        "Policy",
+        "Queue",
+        "Rate",
+        "EmittedEvent",
+        "ChildHandle",
+        "SyncClient",
+        "SyncRunHandle",
+    ),
     # inside a step
     *("current_step", "CurrentStep"),
     # errors

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("fanout", "heartbeat", "hooks", "host", "newruns", "operations", "options", "pruning", "pulse"),
         *("results", "scheduler", "stepping", "steps", "threads", "transactions", "worker", "workflow"),
     ),
-    ("cli", "client", "engine", "handle", "http", "messenger", "operator", "testing"),
+    ("cli", "client", "engine", "handle", "http", "messenger", "operator", "sync", "testing"),
 )
 PURE = LAYERS[1]
 IMPURE = {

@@ -55,6 +55,9 @@ class MemoryStore(Workers, Claims, Commits, Creating, Requesting, Reading):
     def url(self) -> str:
         return "memory://"
 
+    def twin(self) -> MemoryStore:
+        return self  # it may be shared by event loops
+
     # -- life: there is nothing to connect to, and the data outlives every user of the object --------
 
     async def open(self) -> None:

@@ -99,6 +99,9 @@ class SQLiteStore(Exchange):
     def url(self) -> str:
         return f"sqlite:///{self._path}"
 
+    def twin(self) -> SQLiteStore:
+        return SQLiteStore(self._path)
+
     # -- life -------------------------------------------------------------------------------------
 
     async def open(self) -> None:
