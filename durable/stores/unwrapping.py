@@ -17,8 +17,13 @@ def is_async(connection: Any) -> bool:
 
 
 def driver(connection: Any) -> str | None:
-    """What SQLAlchemy calls the driver: ``pysqlite``, ``psycopg``. None for others' objects. No I/O."""
+    """What SQLAlchemy calls its driver (``pysqlite``, ``psycopg``), or the module that Django uses (``sqlite3``).
+
+    None for others' objects. It does no I/O, so that any thread may ask.
+    """
     wrapped = _current(connection)
+    if callable(getattr(wrapped, "ensure_connection", None)):  # Django
+        return str(wrapped.Database.__name__).partition(".")[0]
     bind = wrapped.get_bind() if callable(getattr(wrapped, "get_bind", None)) else wrapped
     name = getattr(getattr(bind, "dialect", None), "driver", None)
     return name if isinstance(name, str) else None

@@ -20,6 +20,7 @@ from durable.stores.sqlite import documents, signals
 from durable.stores.sqlite.connection import identity, split, translated
 
 _BUSY = "another connection is writing: begin with BEGIN IMMEDIATE, and give your connection a longer timeout"
+_DRIVERS = frozenset({"pysqlite", "sqlite3"})  # as SQLAlchemy and Django call the standard library's
 _LEGACY = -1  # sqlite3.LEGACY_TRANSACTION_CONTROL of Python 3.12
 
 
@@ -42,9 +43,11 @@ class OnSQLiteConnection:
         self._now = now
 
     def accepts(self, connection: object) -> bool:
-        if unwrapping.is_async(connection):
-            return False
-        return isinstance(unwrapping.driver_connection(connection), sqlite3.Connection)
+        """Decided by what it is, from any thread; nothing is done on it."""
+        driver = unwrapping.driver(connection)
+        if driver is not None:
+            return driver in _DRIVERS
+        return isinstance(getattr(connection, "driver_connection", connection), sqlite3.Connection)
 
     def is_async(self, connection: object) -> bool:  # noqa: ARG002
         return False
