@@ -48,6 +48,7 @@ from tests.conformance.test_memory import MemoryHarness
 _Arguments = tuple[Sequence[Route], int, str, Mapping[str, int]]
 _CANCEL = Request(Verb.CANCEL)
 _EARLIER_CLAIM = "test_P04_a_write_of_an_earlier_claim_of_the_same_worker_is_not_applied"
+_ORDERS = "test_P31_P32_P34_whatever_the_order_nothing_is_lost_or_doubled"
 _CHILD_ENDS = "test_P34_a_child_that_ends_wakes_its_parent_before_and_after_the_park"
 
 
@@ -628,6 +629,11 @@ class _Harness(MemoryHarness):
             ["completed", "failed", "given up", "cancelled"],
         ),
         (_MadeForEver, "test_P52_what_a_run_has_made_is_known_until_it_is_pruned", [True, False]),
+        (_WakesWhoWaits, _ORDERS, ["signals", "timeout", "child", "takeover", "pause", "event"]),
+        (_NobodyWakes, _ORDERS, ["signals", "timeout", "child", "takeover", "pause", "event"]),
+        (_AlsoUnfenced, _ORDERS, ["takeover"]),
+        (_OnlyToWhoWaits, _ORDERS, ["child"]),
+        (_NothingRetained, _ORDERS, ["event"]),
         (_DeletesLiveRuns, "test_P52_a_run_that_is_not_terminal_is_not_deleted", ["running", "paused"]),
     ],
 )

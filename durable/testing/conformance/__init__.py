@@ -21,6 +21,7 @@ from durable.testing.conformance.fences import FenceConformance
 from durable.testing.conformance.harness import StoreHarness
 from durable.testing.conformance.hostile import HostileConformance
 from durable.testing.conformance.life import LifeConformance
+from durable.testing.conformance.orders import OrderConformance
 from durable.testing.conformance.reads import ReadConformance
 from durable.testing.conformance.requests import RequestConformance
 from durable.testing.conformance.retries import RetryConformance
@@ -47,6 +48,7 @@ class StoreConformance(
     ChildConformance,
     EventConformance,
     EffectConformance,
+    OrderConformance,
     StreamConformance,
 ):
     """All of it. A subclass provides the fixture ``harness``."""
