@@ -177,3 +177,25 @@ async def test_a_childs_result_of_any_depth_reaches_its_parent(store: SQLiteStor
     await store.commit("w", [RunWrite(run.ref, change=states.complete(State.RUNNING, deep))])
     (signal,) = (await store.unread("w", [parent.run.id]))[parent.run.id].signals
     assert signal.data == f'{{"state":"completed","result":{deep},"error":null}}'
+
+
+@pytest.mark.parametrize("parent_first", [True, False])
+async def test_P34_a_parent_that_parks_in_the_flush_in_which_its_child_ends_is_ready(
+    store: SQLiteStore, parent_first: bool
+) -> None:
+    """One UPDATE changes both rows, in the order of their numbers; the end of the one wakes the other in between."""
+    new, other = new_runs(2)
+    parent, child = (new, other) if parent_first else (other, new)
+    await store.create_runs([new, other])
+    await store.register("w", 60)
+    link = "UPDATE durable_runs SET parent = ?, parent_key = 'c', linked = 1 WHERE id = ?"
+    execute(store._path, link, parent.id, child.id)
+    held = {run.run.id: run for run in (await store.claim("w", [ROUTE], 2, "b1", {})).runs}
+    park = states.park(State.RUNNING, ready_at=None, wakes=held[parent.id].wakes, waiting=True)
+    end = states.complete(State.RUNNING, '{"paid": true}')
+    writes = [RunWrite(held[parent.id].ref, change=park), RunWrite(held[child.id].ref, change=end)]
+    assert await store.commit("w", writes) == [Outcome.APPLIED] * 2
+    (woken,) = (await store.claim("w", [ROUTE], 2, "b2", {})).runs
+    (signal,) = woken.signals
+    assert (woken.run.id, signal.id, signal.name) == (parent.id, child.id, "child/c")
+    assert signal.data == '{"state":"completed","result":{"paid": true},"error":null}'
