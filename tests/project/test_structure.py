@@ -19,12 +19,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("annotations", "codec", "cron", "durations", "exactness", "failures", "inbox", "names"),
         *("replay", "requests", "retry", "scheduling", "states", "timeline"),
     ),
-    ("clock", "ids", "sql", "store"),
+    ("clock", "ids", "sql", "store", "threads"),
     ("stores",),
     (
         *("attempts", "children", "committer", "compensation", "context", "effects", "exchange", "execution"),
         *("fanout", "heartbeat", "hooks", "host", "newruns", "operations", "options", "pruning", "pulse"),
-        *("results", "scheduler", "stepping", "steps", "threads", "transactions", "worker", "workflow"),
+        *("results", "scheduler", "stepping", "steps", "transactions", "worker", "workflow"),
     ),
     ("cli", "client", "engine", "handle", "http", "messenger", "operator", "sync", "testing"),
 )
