@@ -67,8 +67,9 @@ class Execution:
         self._attempts = Attempts(
             self.run, self.core, host, self.until, self.write, self._pulse.timers, self._pulse.touch
         )
-        self._main: asyncio.Task[Any] | None = None  # the workflow function, later the compensations
-        self._encode_result: Callable[[Any], str | None] = lambda _: None
+        self.main: asyncio.Task[Any] | None = None
+        """The workflow function, later the compensations."""
+        self._encode_result: Callable[[Any], str | None] = _nothing
         self._retry: Retry | None = None
         self._deadline: datetime | None = None  # of the run
         self._disarm_deadline: Callable[[], None] | None = None
@@ -76,7 +77,8 @@ class Execution:
         """Why the function goes no further than its history."""
         self._leave: Callable[[], Change] | None = None  # what to write when nothing executes any more
         self._leaving = False
-        self._several_tasks = False
+        self.several_tasks = False
+        """An operation was awaited in another task than ``main``."""
         self._lost = False
         self._compensations = Compensations()
         self.operations = Operations(self, self.core, host, self._pulse, self._attempts, self._compensations)
@@ -99,8 +101,8 @@ class Execution:
             timeout: Seconds for the whole run, from its first start, or from an operator's retry.
         """
         self._encode_result, self._retry = encode_result, retry
-        self._main = self._loop.create_task(body, name=self.run.id)
-        self._main.add_done_callback(self._body_done)
+        self.main = self._loop.create_task(body, name=self.run.id)
+        self.main.add_done_callback(self._body_done)
         if self.state is State.COMPENSATING:
             self.verdict = _stored_error(self.run.error)
             self._loop.call_later(_BETWEEN, self._stop_between)
@@ -252,11 +254,6 @@ class Execution:
             self._spawn(self._pause(reason))
         raise asyncio.CancelledError(reason)
 
-    def seen_in(self, task: object) -> None:
-        """An operation is awaited in ``task``."""
-        if task is not self._main:
-            self._several_tasks = True
-
     # -- rest -------------------------------------------------------------------------------------
 
     async def until(self, op: Operation, due_at: datetime) -> None:
@@ -264,12 +261,12 @@ class Execution:
         if direct and due_at <= self._host.clock.now():
             return
         # One task, and it stands right here: nothing else can move, so there is nothing to wait for.
-        at_once = direct and not self._several_tasks and not self._attempts.closed
+        at_once = direct and not self.several_tasks and not self._attempts.closed
         await self._pulse.until(op, due_at, self._rested if at_once else self._pulse.touch)
 
     def _rested(self) -> None:
         """Nothing moves by itself: give back, park, or wait for a timer in place."""
-        if self._main is None or self._main.done() or self.parked or self._lost:
+        if self.main is None or self.main.done() or self.parked or self._lost:
             return
         if self._attempts.closed and not self._attempts.busy:
             if not self._leaving:
@@ -280,7 +277,7 @@ class Execution:
         elif not self._parkable():
             self._pulse.arm()
             self._host.rested()
-        elif self._several_tasks and self._host.linger:
+        elif self.several_tasks and self._host.linger:
             self._pulse.arm()
             self._loop.call_later(_GRACE, self._park_if_quiet, self._pulse.activity)
         else:
@@ -378,8 +375,8 @@ class Execution:
         compensable = [r for r in self.core.recorded(Kind.STEP) if r.compensable and not r.failed]
         if self._compensations or compensable or self.state is State.COMPENSATING:
             self.verdict = failure
-            self._several_tasks = False
-            self._main = self._spawn(self._compensating(failure, compensable))
+            self.several_tasks = False
+            self.main = self._spawn(self._compensating(failure, compensable))
         else:
             self._finish(failure)
 
@@ -411,8 +408,8 @@ class Execution:
         self._pulse.disarm()
         if self._disarm_deadline is not None:
             self._disarm_deadline()
-        assert self._main is not None
-        tasks: set[asyncio.Task[Any]] = {op.scope for op in self.core.open.values()} | {self._main}
+        assert self.main is not None
+        tasks: set[asyncio.Task[Any]] = {op.scope for op in self.core.open.values()} | {self.main}
         mine = asyncio.current_task(self._loop)
         alive = [task for task in tasks if task is not mine and not task.done()]
         for task in alive:
@@ -475,6 +472,10 @@ class Execution:
 
 
 _background: set[asyncio.Task[None]] = set()  # asyncio itself keeps only weak references
+
+
+def _nothing(_: Any) -> None:
+    return None
 
 
 def _stored_error(text: str | None) -> Failure:

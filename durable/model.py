@@ -181,8 +181,7 @@ class Created:
     conflict: str | None = None  # why it is refused: the existing run differs
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """What a write does to the run itself. Made by the functions of ``states`` only."""
 
     state: State
