@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("annotations", "codec", "cron", "durations", "exactness", "failures", "names"),
         *("replay", "requests", "retry", "scheduling", "states", "timeline"),
     ),
-    ("clock", "ids", "sql", "store"),
+    ("clock", "collector", "ids", "sql", "store"),
     ("stores",),
     (
         *("attempts", "committer", "compensation", "context", "execution", "heartbeat", "hooks", "host"),
