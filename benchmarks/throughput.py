@@ -2,6 +2,8 @@
 
     python benchmarks/throughput.py [--seconds 8] [--in-flight 500] [--store postgres|sqlite|memory] [--only NAME]
 
+The garbage collector is set as ``engine.run()`` does, or as Python does by itself with --collector default.
+
 Scenarios: runs of ten steps, and runs of one step, drained (all triggered before the worker starts) and triggered
 while they drain. It prints steps/s and runs/s, the CPU of the client and of the server per step, and how many
 records a flush carried. Figures of one run on one machine are for orientation; compare two versions in one run.
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from durable import Context, Engine, WorkerOptions, Workflow, workflow
+from durable.collector import sparing_collector
 from durable.model import Outcome, RunWrite
 from durable.states import TERMINAL
 from durable.store import Store
@@ -191,11 +194,13 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=500, help="concurrency of the worker (500)")
     parser.add_argument("--repeat", type=int, default=3, help="measurements of each scenario (3)")
     parser.add_argument("--store", choices=("postgres", "sqlite", "memory"), default="postgres")
+    parser.add_argument("--collector", choices=("spared", "default"), default="spared")
     parser.add_argument("--only", choices=("ten", "one", "together"))
     args = parser.parse_args()
     with store_url(args.store) as (url, postmaster):
         print(f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, {args.store}")
-        asyncio.run(scenarios(url, postmaster, args))
+        with sparing_collector() if args.collector == "spared" else contextlib.nullcontext():
+            asyncio.run(scenarios(url, postmaster, args))
 
 
 if __name__ == "__main__":

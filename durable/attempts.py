@@ -26,13 +26,9 @@ class Attempt:
     """The attempt that decided: it succeeded, or no other follows."""
 
     number: int
-    started: float  # time.monotonic()
+    duration: float  # seconds
     error: Exception | None
     value: Any
-
-    @property
-    def duration(self) -> float:
-        return time.monotonic() - self.started
 
 
 class Attempts:
@@ -77,7 +73,7 @@ class Attempts:
     async def run(self, op: Operation, call: Call) -> Attempt:
         """Call until an attempt succeeds or is the last."""
         number = 1
-        if earlier := self._core.attempts(op.key):
+        if self._core.resumed and (earlier := self._core.attempts(op.key)):
             number += len(earlier)
             if (due_at := earlier[-1].due_at) is not None:
                 await self._until(op, due_at)
@@ -91,12 +87,14 @@ class Attempts:
                     self._host.hooks.step_started(self._run, op.key, number)
                 try:
                     step = CurrentStep(self._run.id, op.key, number)
-                    return Attempt(number, started, None, await invoke(call, step, self._host.threads))
+                    value = await invoke(call, step, self._host.threads)
+                    return Attempt(number, time.monotonic() - started, None, value)
                 except Exception as error:
+                    duration = time.monotonic() - started
                     if call.retry is None or not call.retry.wants_retry(error, number):
-                        return Attempt(number, started, error, None)
+                        return Attempt(number, duration, error, None)
                     delay = call.retry.delay_after(error, number, random())
-                    due_at = self.failed(op, self._host.capture(error), number, time.monotonic() - started, delay)
+                    due_at = self.failed(op, self._host.capture(error), number, duration, delay)
                 self.busy -= 1
                 try:
                     await self._until(op, due_at)

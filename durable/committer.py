@@ -83,13 +83,28 @@ async def resending(send: Callable[[], Awaitable[T]], give_up: Callable[[], bool
         pause = min(pause * 2, _RESEND_MAX)
 
 
-class Pending:
-    """What is gathered for one run, and who waits for its commit."""
+class Pending(RunWrite):
+    """What is gathered for one run, and who waits for its commit.
 
-    __slots__ = ("_loop", "_settled", "_waiters", "done", "write")
+    One is made per step and lives through a flush, with hundreds of others: the fewer objects it consists of, the less
+    the garbage collector has to look at.
+    """
 
-    def __init__(self, write: RunWrite, settled: Settled, loop: asyncio.AbstractEventLoop) -> None:
-        self.write = write
+    __slots__ = ("_loop", "_settled", "_waiters", "done")
+
+    def __init__(
+        self,
+        ref: RunRef,
+        records: list[Record],
+        change: Change | None,
+        also: Also | None,
+        settled: Settled,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.ref = ref
+        self.records = records
+        self.change = change
+        self.also = also
         self.done = False
         self._settled = settled
         self._loop = loop
@@ -108,14 +123,14 @@ class Pending:
             for waiter in self._waiters:
                 if not waiter.done():
                     waiter.set_result(None)
-        self._settled(self.write, outcome)
+        self._settled(self, outcome)
 
     def put_before(self, later: Pending) -> None:
         """Fold this one, which was not applied, into the same run's next one."""
-        assert self.write.change is None, "a change that keeps the lease is awaited, any other is the last write"
-        later.write.records[:0] = self.write.records
-        if self.write.also is not None:
-            later.write.also = _together(self.write.also, later.write.also)
+        assert self.change is None, "a change that keeps the lease is awaited, any other is the last write"
+        later.records[:0] = self.records
+        if self.also is not None:
+            later.also = _together(self.also, later.also)
         later._waiters.extend(self._waiters)
 
 
@@ -147,18 +162,18 @@ class Committer:
         """Gather a record, a change, or both. The next flush carries them, after all that came before."""
         pending = self._open.get(ref.id)
         if pending is None:
-            write = RunWrite(ref, [] if record is None else [record], change, also)
-            pending = self._open[ref.id] = Pending(write, settled, self._loop)
+            records = [] if record is None else [record]
+            pending = self._open[ref.id] = Pending(ref, records, change, also, settled, self._loop)
             self._group.add(pending)
             return pending
-        pending.write.ref = ref  # it may have become linked
+        pending.ref = ref  # it may have become linked
         if record is not None:
-            pending.write.records.append(record)
+            pending.records.append(record)
         if also is not None:
-            pending.write.also = _together(pending.write.also, also)
+            pending.also = _together(pending.also, also)
         if change is not None:
-            assert pending.write.change is None, "a run changes once in a flush"
-            pending.write.change = change
+            assert pending.change is None, "a run changes once in a flush"
+            pending.change = change
         return pending
 
     async def drained(self) -> None:
@@ -166,10 +181,11 @@ class Committer:
 
     async def _flush(self, batch: list[Pending]) -> None:
         for pending in batch:
-            if self._open.get(pending.write.ref.id) is pending:
-                del self._open[pending.write.ref.id]
+            run_id = pending.ref.id
+            if self._open.get(run_id) is pending:
+                del self._open[run_id]
         try:
-            outcomes = await resending(lambda: self._store.commit(self._worker, [p.write for p in batch]), self._closed)
+            outcomes = await resending(lambda: self._store.commit(self._worker, batch), self._closed)
         except PayloadError as error:
             await self._isolate(batch, error)
         except DurableError as error:
@@ -204,11 +220,11 @@ class Committer:
 
     def _again(self, pending: Pending) -> None:
         """Put a busy run's write into the next flush, before what has gathered for the run meanwhile."""
-        later = self._open.get(pending.write.ref.id)
+        later = self._open.get(pending.ref.id)
         if later is not None:
             pending.put_before(later)
         else:
-            self._open[pending.write.ref.id] = pending
+            self._open[pending.ref.id] = pending
             self._group.add(pending)
 
 

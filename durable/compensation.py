@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 
 from durable.model import Record
-from durable.steps import Call
+from durable.steps import Call, known
 
 
 class Compensations:
@@ -54,6 +54,7 @@ class Compensations:
 def undo_of(call: Call, value: object) -> Call:
     """The call of a step's compensation: with its result, and its own retries and timeout."""
     assert call.compensate is not None
-    undo = Call(call.compensate, (value,), call.codec, call.undo_retry, call.undo_timeout)
+    on_loop = known(call.compensate).on_loop
+    undo = Call(call.compensate, (value,), call.codec, on_loop, call.undo_retry, call.undo_timeout)
     undo.shared = call.shared
     return undo

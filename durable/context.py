@@ -23,7 +23,7 @@ from durable.newruns import ChildOptions, new_run
 from durable.replay import Operation
 from durable.retry import Retry, as_retry
 from durable.stepping import Stepping
-from durable.steps import Call
+from durable.steps import Call, known
 
 if TYPE_CHECKING:
     from durable.workflow import Workflow
@@ -355,13 +355,15 @@ class Context(Stepping):
         """What makes a step's call of its arguments."""
         if not callable(fn):
             raise InvalidArgument(f"step {name!r}: fn must be a function, not {fn.__class__.__name__}")
-        codec, retry = result_codec(fn, options.get("returns", MISSING)), as_retry(options.get("retry"))
+        (codec, on_loop), retry = known(fn), as_retry(options.get("retry"))
+        if "returns" in options:
+            codec = result_codec(fn, options["returns"])
         timeout, compensate = self._limit(options.get("timeout")), options.get("compensate")
         undo_retry = as_retry(options.get("compensate_retry"))
         undo_timeout = self._limit(options.get("compensate_timeout"))
 
         def made(args: tuple[Any, ...]) -> Call:
-            call = Call(fn, args, codec, retry, timeout)
+            call = Call(fn, args, codec, on_loop, retry, timeout)
             if compensate is not None:
                 call.undone_by(compensate, undo_retry, undo_timeout)
             return call

@@ -82,8 +82,9 @@ class Execution:
         self._attempts = Attempts(
             self.run, self.core, host, self.until, self.write, self._pulse.timers, self._pulse.touch
         )
-        self._main: asyncio.Task[Any] | None = None  # the workflow function, later the compensations
-        self._encode_result: Callable[[Any], str | None] = lambda _: None
+        self.main: asyncio.Task[Any] | None = None
+        """The workflow function, later the compensations."""
+        self._encode_result: Callable[[Any], str | None] = _nothing
         self._retry: Retry | None = None
         self._deadline: datetime | None = None  # of the run
         self._disarm_deadline: Callable[[], None] | None = None
@@ -91,13 +92,15 @@ class Execution:
         """Why the function goes no further than its history."""
         self._leave: Callable[[], Change] | None = None  # what to write when nothing executes any more
         self._leaving = False
-        self._several_tasks = False
+        self.several_tasks = False
+        """An operation was awaited in another task than ``main``."""
         self._lost = False
         self._compensations = Compensations()
         self.children: dict[str, str] = {}
         """Key of the call → run id of the children that were made here, and whose end was not delivered."""
         self._heard: set[str] = set()  # keys of the calls whose child's end was delivered here
         self.operations = FanOut(self, self.core, host, self._pulse, self._attempts, self._compensations)
+        self._later: list[asyncio.TimerHandle] = []  # what would find it taken apart
         self._random: Random | None = None
 
     # -- life -------------------------------------------------------------------------------------
@@ -117,11 +120,11 @@ class Execution:
             timeout: Seconds for the whole run, from its first start, or from an operator's retry.
         """
         self._encode_result, self._retry = encode_result, retry
-        self._main = self._loop.create_task(body, name=self.run.id)
-        self._main.add_done_callback(self._body_done)
+        self.main = self._loop.create_task(body, name=self.run.id)
+        self.main.add_done_callback(self._body_done)
         if self.state is State.COMPENSATING:
             self.verdict = _stored_error(self.run.error)
-            self._loop.call_later(_BETWEEN, self._stop_between)
+            self._after(_BETWEEN, self._stop_between)
         elif timeout is not None:
             self._deadline = self._clock_started() + timedelta(seconds=timeout)
             self._arm_deadline()
@@ -245,12 +248,12 @@ class Execution:
         if self.core.live and self.core.begun:
             self.stop_body()
         else:
-            self._loop.call_later(_BETWEEN, self._stop_between)
+            self._after(_BETWEEN, self._stop_between)
 
     def _stop_between(self) -> None:
         """The function awaits something of its own, perhaps for ever, where no operation tells it to stop."""
         if self.core.replaying and not self.stopped:
-            self._loop.call_later(_BETWEEN, self._stop_between)
+            self._after(_BETWEEN, self._stop_between)
         elif not self._lost and not self._leaving:
             self.stop_body()
 
@@ -292,11 +295,6 @@ class Execution:
             self._spawn(self._pause(reason))
         raise asyncio.CancelledError(reason)
 
-    def seen_in(self, task: object) -> None:
-        """An operation is awaited in ``task``."""
-        if task is not self._main:
-            self._several_tasks = True
-
     def link(self) -> None:
         """From now on the run's leaving concerns others."""
         self.ref = self.ref._replace(linked=True)
@@ -321,12 +319,12 @@ class Execution:
 
     def _rest_of(self, op: Operation) -> Callable[[], None]:
         # One task, and it stands right here: nothing else can move, so there is nothing to wait for.
-        at_once = self.core.direct(op) and not self._several_tasks and not self._attempts.closed
+        at_once = self.core.direct(op) and not self.several_tasks and not self._attempts.closed
         return self._rested if at_once else self._pulse.touch
 
     def _rested(self) -> None:
         """Nothing moves by itself: give back, park, or wait for a timer in place."""
-        if self._main is None or self._main.done() or self.parked or self._lost:
+        if self.main is None or self.main.done() or self.parked or self._lost:
             return
         if self._attempts.closed and not self._attempts.busy:
             if not self._leaving:
@@ -337,9 +335,9 @@ class Execution:
         elif not self._parkable():
             self._pulse.arm()
             self._host.rested()
-        elif self._several_tasks and self._host.linger:
+        elif self.several_tasks and self._host.linger:
             self._pulse.arm()
-            self._loop.call_later(_GRACE, self._park_if_quiet, self._pulse.activity)
+            self._after(_GRACE, self._park_if_quiet, self._pulse.activity)
         else:
             self._park()
 
@@ -441,8 +439,8 @@ class Execution:
         children = self.core.children(self._heard) | self.children
         if undo or children:
             self.verdict = failure
-            self._several_tasks = False
-            self._main = self._spawn(self._compensating(failure, compensable if undo else None, children.values()))
+            self.several_tasks = False
+            self.main = self._spawn(self._compensating(failure, compensable if undo else None, children.values()))
         else:
             self._finish(failure)
 
@@ -479,8 +477,8 @@ class Execution:
         self._pulse.disarm()
         if self._disarm_deadline is not None:
             self._disarm_deadline()
-        assert self._main is not None
-        tasks: set[asyncio.Task[Any]] = {op.scope for op in self.core.open.values()} | {self._main}
+        assert self.main is not None
+        tasks: set[asyncio.Task[Any]] = {op.scope for op in self.core.open.values()} | {self.main}
         mine = asyncio.current_task(self._loop)
         alive = [task for task in tasks if task is not mine and not task.done()]
         for task in alive:
@@ -524,8 +522,15 @@ class Execution:
         """
         if self._disarm_deadline is not None:
             self._disarm_deadline()
+        for timer in self._later:
+            timer.cancel()
         self._pulse.disarm()
         del self.operations, self._attempts, self._pulse
+
+    def _after(self, delay: float, callback: Callable[..., None], *args: Any) -> None:
+        """Call ``callback`` in ``delay`` seconds, unless the run has left by then."""
+        self._later = [timer for timer in self._later if timer.when() > self._loop.time()]
+        self._later.append(self._loop.call_later(delay, callback, *args))
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(coroutine)
@@ -543,6 +548,10 @@ class Execution:
 
 
 _background: set[asyncio.Task[None]] = set()  # asyncio itself keeps only weak references
+
+
+def _nothing(_: Any) -> None:
+    return None
 
 
 def _stored_error(text: str | None) -> Failure:

@@ -15,7 +15,7 @@ from typing import Any, cast
 from pydantic_core import from_json as parse_json
 from pydantic_core import to_json as write_json
 
-from durable.errors import PayloadError, RunCancelled, StepFailed, without_password
+from durable.errors import ChildFailed, PayloadError, RunCancelled, StepFailed, without_password
 from durable.model import Failure, Request, Verb
 
 # Sizes are bytes of JSON, escapes included; together a Failure stays below 64 kB.
@@ -37,10 +37,14 @@ def capture(error: BaseException) -> Failure:
     """What is recorded of ``error``.
 
     The traceback starts at the user's code and shows causes, notes and groups as Python prints them; a
-    ``StepFailed`` also brings the traceback that was recorded for its step.
+    ``StepFailed`` also brings the traceback that was recorded for its step. It and ``ChildFailed`` bring the class
+    names of what was raised there, so that ``is_a`` sees through them.
     """
     kind = type(error)
     step = _failed_step(error)
+    inner = step if isinstance(error, StepFailed) else error if isinstance(error, ChildFailed) else None
+    own = (_name(one) for one in kind.__mro__ if one is not object)
+    classes = [*own, *(() if inner is None else inner.failure.classes)]  # what the step or the child has raised
     text = _traceback(error)
     if isinstance(error, StepFailed) and error.traceback:
         text = f"{text}\nIn the step:\n{error.traceback}"
@@ -48,7 +52,7 @@ def capture(error: BaseException) -> Failure:
         error_type=_name(kind).removeprefix("builtins."),
         message=_clipped(_message(error), MAX_MESSAGE, tail=0.0),
         traceback=_clipped(text, MAX_TRACEBACK, tail=0.7),
-        classes=tuple(_name(one) for one in kind.__mro__[:MAX_CLASSES] if one is not object),
+        classes=tuple(dict.fromkeys(classes))[:MAX_CLASSES],
         step=None if step is None else step.step,
     )
 

@@ -119,7 +119,7 @@ class FanOut(Transactions):
     async def _missing(self, found: _Found, concurrency: int, one: _Item) -> None:
         """Make the items that have no record."""
         todo = found.missing()
-        self._execution.seen_in(None)  # not in the function's own task
+        self._execution.several_tasks = True
 
         async def pull() -> None:
             for index in todo:

@@ -350,8 +350,7 @@ class EffectEnd(NamedTuple):
     kept: bool  # False: it failed, or was undone: whoever waits for it makes it
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """What a write does to the run itself. Made by the functions of ``states`` only."""
 
     state: State

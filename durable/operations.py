@@ -65,10 +65,10 @@ class Operations:
                     error = refused
                     await self._undo_unstorable(op, call, attempt.value)
                 else:
-                    duration = attempt.duration
                     if not self._core.direct(op):
                         await self._in_turn(op)
-                    return self._succeeded(op, call, text, value, attempt.number, duration)
+                    self._succeeded(op, call, text, value, attempt)
+                    return value
             await self._failed(op, call, error, attempt)
         finally:
             self._end(op)
@@ -97,7 +97,8 @@ class Operations:
         if execution.stopped and op.kind is not Kind.UNDO:
             raise asyncio.CancelledError("the run does not go on here")
         task = asyncio.current_task(self._loop)
-        execution.seen_in(task)
+        if task is not execution.main:
+            execution.several_tasks = True
         if self._pulse.ticking:
             self._pulse.touch()
         op.held = not self._core.begin(op, task)
@@ -147,13 +148,17 @@ class Operations:
         self._execution.write(self._core.conclude(op, self._host.clock.now(), text))
         return value
 
-    def _succeeded(self, op: Operation, call: Call, text: str, value: Any, attempt: int, duration: float) -> Any:
+    def _succeeded(self, op: Operation, call: Call, text: str, value: Any, attempt: Attempt) -> None:
         now, compensable = self._host.clock.now(), call.compensate is not None
-        record = self._core.conclude(op, now, text, attempt=attempt, duration=duration, compensable=compensable)
-        self._execution.write(record, also=ended(call.shared, op.key, kept=True))
+        record = self._core.conclude(
+            op, now, text, attempt=attempt.number, duration=attempt.duration, compensable=compensable
+        )
+        if call.shared is None:
+            self._execution.write(record)
+        else:
+            self._execution.write(record, also=ended(call.shared, op.key, kept=True))
         if compensable:
             self._compensations.register(record, call, value)
-        return value
 
     async def _failed(self, op: Operation, call: Call, error: Exception, attempt: Attempt) -> NoReturn:
         duration, failure = attempt.duration, self._host.capture(error)

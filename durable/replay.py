@@ -64,6 +64,7 @@ class _Nobody:
 
 
 _NOBODY, _SEVERAL = _Nobody(), _Nobody()
+_UNUSED: tuple[int, Scope | None] = (0, None)
 
 
 class Operation:
@@ -93,12 +94,14 @@ class Replay:
 
     def __init__(self, records: Sequence[Record], now: datetime) -> None:
         # Keys that begin with "/" belong to no operation: requests, run attempts, takeovers, what was set aside.
-        self._records = {record.key: record for record in records if record.key[0] != "/"}
-        self._others = [record for record in records if record.key[0] == "/"]
+        self._records = {record.key: record for record in records if record.key[0] != "/"} if records else {}
+        self._others = [record for record in records if record.key[0] == "/"] if records else []
         self._left = sum(  # results not delivered
             record.kind in _RESULTS and not _is_item(record.key) for record in self._records.values()
         )
         self._reached = _unfinished(self._records)  # begun before without a result, and not begun again
+        self.resumed = bool(self._records)
+        """There is a history of operations: something of what the code calls may be in it."""
         self._names: dict[str, tuple[int, Scope | None]] = {}
         self.open: dict[str, Operation] = {}
         """Begun, neither delivered nor dropped."""
@@ -121,7 +124,8 @@ class Replay:
             AmbiguousName: Another task of this run, still alive, uses the name.
             NondeterminismError: It is recorded as another kind.
         """
-        return self.operation(self.take(name, scope), kind)
+        key = self.take(name, scope)
+        return self.operation(key, kind) if self._records else Operation(key, kind, None, None)
 
     def take(self, name: str, scope: Scope | None) -> str:
         """The key of the next occurrence of ``name``, which is taken.
@@ -129,25 +133,23 @@ class Replay:
         Raises:
             AmbiguousName: Another task of this run, still alive, uses the name.
         """
-        count, user = self._names.get(name, (0, None))
+        count, user = self._names.get(name, _UNUSED)
         if count and user is not scope and user is not None and not user.done():
             raise AmbiguousName(
                 f"two live tasks of this run use the name {name!r}: a replay could swap their results. "
                 "Put the item into the name, or use ctx.map or ctx.branch"
             )
-        key = self.next_key(name)
+        key = f"{name}#{count + 1}" if count else name
         self._names[name] = (count + 1, scope)
         return key
 
     def next_key(self, name: str) -> str:
         """The key that the next operation called ``name`` will have."""
-        count, _ = self._names.get(name, (0, None))
+        count, _ = self._names.get(name, _UNUSED)
         return name if not count else f"{name}#{count + 1}"
 
     def operation(self, key: str, kind: Kind) -> Operation:
         """The operation with exactly this key."""
-        if not self._records:
-            return Operation(key, kind, None, None)
         own = self._records.get(key)
         if own is not None and own.kind is not kind:
             raise NondeterminismError(
@@ -160,8 +162,6 @@ class Replay:
     def attempts(self, key: str) -> list[Record]:
         """The failed attempts recorded for ``key``, in order."""
         found: list[Record] = []
-        if not self._records:
-            return found
         while (record := self._records.get(f"{key}/attempt/{len(found) + 1}")) is not None:
             found.append(record)
         return found

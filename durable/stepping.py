@@ -18,7 +18,7 @@ from durable.model import Kind
 from durable.names import check_key, check_name
 from durable.replay import Operation
 from durable.retry import Retry, as_retry
-from durable.steps import Call
+from durable.steps import Call, known
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -115,7 +115,12 @@ class Stepping:
         """
         if not callable(fn):
             raise InvalidArgument(f"step {name!r}: fn must be a function, not {type(fn).__name__}")
-        call = Call(fn, args, result_codec(fn, returns), as_retry(retry), self._limit(timeout))
+        codec, on_loop = known(fn)
+        if returns is not MISSING:
+            codec = result_codec(fn, returns)
+        policy = None if retry is None else as_retry(retry)
+        limit = self._step_timeout if timeout is None else self._limit(timeout)
+        call = Call(fn, args, codec, on_loop, policy, limit)
         if compensate is not None:
             call.undone_by(compensate, as_retry(compensate_retry), self._limit(compensate_timeout))
         elif compensate_retry is not None or compensate_timeout is not None:
@@ -183,7 +188,12 @@ class Stepping:
         """
         if not callable(fn):
             raise InvalidArgument(f"transaction {name!r}: fn must be a function, not {type(fn).__name__}")
-        call = Call(fn, args, result_codec(fn, returns), as_retry(retry), self._limit(timeout))
+        codec, on_loop = known(fn)
+        if returns is not MISSING:
+            codec = result_codec(fn, returns)
+        policy = None if retry is None else as_retry(retry)
+        limit = self._step_timeout if timeout is None else self._limit(timeout)
+        call = Call(fn, args, codec, on_loop, policy, limit)
         if compensate is not None:
             call.undone_by(compensate, as_retry(compensate_retry), self._limit(compensate_timeout))
         elif compensate_retry is not None or compensate_timeout is not None:
@@ -210,7 +220,7 @@ class Stepping:
             retry: Its policy, or a number of attempts; without one it has one attempt.
             timeout: Seconds or timedelta for each attempt. Default: the engine's ``step_timeout``.
         """
-        call = Call(fn, args, result_codec(fn), as_retry(retry), self._limit(timeout))
+        call = Call(fn, args, *known(fn), as_retry(retry), self._limit(timeout))
         self._operations.on_rollback(self._called(name, Kind.UNDO), call)
 
     def _limit(self, timeout: float | timedelta | None) -> float | None:

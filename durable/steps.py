@@ -12,10 +12,11 @@ import logging
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from typing import Any
+from types import MethodType
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from durable.codec import Codec
+from durable.codec import Codec, result_codec
 from durable.errors import DurableError
 from durable.retry import Retry
 from durable.threads import ThreadPool
@@ -77,42 +78,50 @@ class Call:
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         codec: Codec,
+        on_loop: bool,
         retry: Retry | None,
         timeout: float | None,
     ) -> None:
         self.fn = fn
         self.args = args
         self.codec = codec
+        self.on_loop = on_loop
         self.retry = retry
         self.timeout = timeout
         self.compensate: Callable[[Any], Any] | None = None
         self.undo_retry: Retry | None = None
         self.undo_timeout: float | None = None
         self.shared: str | None = None  # the key under which runs share the effect
-        self.on_loop = runs_on_loop(fn)
 
     def undone_by(self, fn: Callable[[Any], Any], retry: Retry | None, timeout: float | None) -> None:
         """``fn`` compensates this call; it gets the result."""
         self.compensate, self.undo_retry, self.undo_timeout = fn, retry, timeout
 
 
-_on_loop: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+class Known(NamedTuple):
+    """What every call of a function needs to know about it."""
+
+    codec: Codec  # of its result
+    on_loop: bool  # coroutine functions, their partials and bound methods; any other callable gets a thread
 
 
-def runs_on_loop(fn: Callable[..., Any]) -> bool:
-    """Coroutine functions, their partials and bound methods do; any other callable gets a thread."""
-    key = getattr(fn, "__func__", fn)
+_known: WeakKeyDictionary[Any, Known] = WeakKeyDictionary()
+
+
+def known(fn: Callable[..., Any]) -> Known:
+    """Found out at the first call of ``fn``: 4 µs, against 0.5 for looking it up."""
+    key: Any = fn.__func__ if isinstance(fn, MethodType) else fn
     try:
-        return _on_loop[key]
+        return _known[key]
     except (KeyError, TypeError):
         pass
-    answer = inspect.iscoroutinefunction(fn)
+    found = Known(result_codec(fn), inspect.iscoroutinefunction(fn))
     if not isinstance(fn, partial):  # a partial is made anew for each call
         try:
-            _on_loop[key] = answer
+            _known[key] = found
         except TypeError:  # not weakly referable, such as a builtin
-            return answer
-    return answer
+            return found
+    return found
 
 
 class StillRunning:

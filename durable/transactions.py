@@ -46,7 +46,7 @@ class Transactions(Exchange):
         async def made() -> None:
             await resending(partial(self._once, op, call, drafts), lambda: self._execution.lost)
 
-        return Call(made, (), call.codec, call.retry, call.timeout)
+        return Call(made, (), call.codec, True, call.retry, call.timeout)
 
     async def _once(self, op: Operation, call: Call, drafts: list[tuple[Record, Any]]) -> None:
         started, drafted = time.monotonic(), len(drafts)

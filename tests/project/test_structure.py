@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("annotations", "codec", "cron", "durations", "exactness", "failures", "inbox", "names"),
         *("replay", "requests", "retry", "scheduling", "states", "timeline"),
     ),
-    ("clock", "ids", "sql", "store", "threads"),
+    ("clock", "collector", "ids", "sql", "store", "threads"),
     ("stores",),
     (
         *("attempts", "children", "committer", "compensation", "context", "effects", "exchange", "execution"),
