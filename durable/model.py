@@ -145,6 +145,8 @@ class RunSummary:
     concurrency_key: str | None = None  # at most one run of the workflow with this key is active
     parent: str | None = None  # the run that called it
     linked: bool = False  # it has a parent, a concurrency key, was claimed in a limited queue, or holds shared effects
+    schedule: str | None = None  # whose tick it is for
+    tick: datetime | None = None  # the tick's nominal time: without jitter and lateness
 
     @property
     def suspect(self) -> bool:
@@ -217,6 +219,8 @@ class NewRun:
     debounce: Debounce | None = None
     parent: str | None = None  # the run that calls it, which lies in the same shard
     parent_key: str | None = None  # the key of that run's CALL record
+    schedule: str | None = None  # the schedule that creates it, at ``tick``
+    tick: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -462,6 +466,7 @@ class RunFilter:
     created_before: datetime | None = None
     queue: str | None = None
     parent: str | None = None
+    schedule: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The words of schedules as immutable values: what is declared, what is stored, what is fired.
+"""The words of schedules as immutable values: what is declared, what is stored, what is fired, what is written.
 
 No behaviour beyond construction; the rules are in ``cron``, the decisions and the checks in ``scheduling``. Times are
 aware UTC datetimes on the store's clock, durations seconds.
@@ -6,10 +6,13 @@ aware UTC datetimes on the store's clock, durations seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
+
+from durable.model import NewRun
 
 
 class Overlap(StrEnum):
@@ -59,6 +62,10 @@ class ScheduleSpec:
     end_at: datetime | None = None  # no tick at it or after it
     enabled: bool = True
     tags: Mapping[str, str] = field(default_factory=dict[str, str])
+    queue: str = "default"
+    priority: int = 5
+    limit_key: str | None = None
+    declared_by: str | None = None  # the program in whose code it is declared; None: it was made by a call
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +111,34 @@ class Previous:
     @property
     def busy(self) -> bool:
         return bool(self.active or self.queued)
+
+
+class Found(NamedTuple):
+    """A schedule, and its runs that have not ended. With the policy to allow overlap nobody asks for them: none."""
+
+    schedule: Schedule
+    previous: Previous
+
+
+class Due(NamedTuple):
+    """What is to be fired."""
+
+    now: datetime  # the store's time: these are due by it
+    found: Sequence[Found]  # by (due_at, name)
+    next_due_at: datetime | None  # the earliest due_at of any schedule that is after ``now``
+
+
+class Ticked(NamedTuple):
+    """A tick that was fired."""
+
+    at: datetime  # nominal
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleWrite:
+    """A schedule in place of what was read, with the runs of the ticks that are fired by it. Whole, or not at all."""
+
+    schedule: Schedule  # as it shall be
+    before: Schedule | None = None  # as it was read; None: there was none
+    runs: Sequence[NewRun] = ()  # new ids; each has the schedule's name and its tick

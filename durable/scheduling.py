@@ -23,19 +23,24 @@ A schedule that is paused or switched off has no ticks: they are neither fired n
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from durable import cron as rules
 from durable.cron import Every, Rule, as_utc
 from durable.durations import seconds
 from durable.errors import InvalidArgument
-from durable.names import check_name, check_tags
-from durable.schedules import CatchUp, Overlap, Previous, Schedule, ScheduleSpec, Skip
+from durable.model import NewRun
+from durable.names import check_key, check_name, check_tags
+from durable.schedules import CatchUp, Overlap, Previous, Schedule, ScheduleSpec, ScheduleWrite, Skip
+
+UNDECLARED = "it is no longer declared in the code"
+"""The note of a schedule that was paused because its program does not declare it any more: declared again, it fires."""
 
 GRACE = timedelta(seconds=60)
 """How long the newest tick counts as on time. A restart of the workers or the database ends within it; a daily rule
@@ -92,6 +97,10 @@ def schedule_spec(
     end_at: datetime | None = None,
     enabled: bool = True,
     tags: Mapping[str, str] | None = None,
+    queue: str = "default",
+    priority: int = 5,
+    limit_key: str | None = None,
+    declared_by: str | None = None,
 ) -> ScheduleSpec:
     """A checked declaration of a schedule.
 
@@ -114,6 +123,10 @@ def schedule_spec(
         end_at: Aware; no tick at it or after it. Default: none.
         enabled: Whether it fires at all. Default True.
         tags: For every run.
+        queue: Of every run.
+        priority: Of every run, 0 (first) to 9 (last). Default 5.
+        limit_key: Of every run: whose share of its queue's limits it uses.
+        declared_by: The program in whose code it is declared.
 
     Raises:
         InvalidArgument: An argument is out of its range, the rule can never fire, or not between the two dates.
@@ -141,6 +154,10 @@ def schedule_spec(
         end_at=None if end_at is None else as_utc(end_at, "end_at"),
         enabled=enabled,
         tags=check_tags(tags),
+        queue=check_name(queue, "queue"),
+        priority=_priority(priority),
+        limit_key=None if limit_key is None else check_key(limit_key, "limit_key"),
+        declared_by=None if declared_by is None else check_name(declared_by, "program"),
     )
     if spec.catch_up is CatchUp.NONE and spec.catch_up_window is not None:
         raise InvalidArgument("catch_up_window has no meaning with catch_up='none'")
@@ -160,6 +177,12 @@ def _choice(kind: type[_Choice], value: str, what: str) -> _Choice:
 def _queue(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_QUEUED:
         raise InvalidArgument(f"max_queued must be between 1 and {MAX_QUEUED:,}, not {value!r:.50}")
+    return value
+
+
+def _priority(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 9:
+        raise InvalidArgument(f"priority must be a whole number from 0 (first) to 9 (last), not {value!r:.50}")
     return value
 
 
@@ -325,3 +348,105 @@ def _caught_up(
         else:
             skipped[Skip.CATCH_UP] += 1
     return wanted, skipped
+
+
+# -- what is written ------------------------------------------------------------------------------
+
+
+def declared(stored: Schedule | None, spec: ScheduleSpec, now: datetime) -> Schedule | None:
+    """The schedule that a declaration makes of the stored one; None: it is declared so already.
+
+    A pause stays, except the one for which the program itself was the reason.
+    """
+    if stored is None:
+        return _dated(Schedule(spec, None, None, now, now), next_after_put(None, spec, now))
+    back = spec.declared_by is not None and stored.paused == UNDECLARED
+    if stored.spec == spec and not back:
+        return None
+    stored = replace(stored, paused=None) if back else stored
+    # Not before a tick that was fired, whatever this process takes for now: so a tick whose row is gone stays fired.
+    following = next_after_put(stored, spec, now if stored.last_at is None else max(now, stored.last_at))
+    return _dated(_changed(replace(stored, spec=spec), now), following)
+
+
+def paused(stored: Schedule, note: str, now: datetime) -> Schedule | None:
+    """The schedule without ticks until it is resumed; None: it is paused with this note already."""
+    return None if stored.paused == note else _dated(_changed(replace(stored, paused=note), now), None)
+
+
+def resumed(stored: Schedule, now: datetime) -> Schedule | None:
+    """The schedule with its ticks after now; None: it is not paused."""
+    if stored.paused is None:
+        return None
+    stored = replace(stored, paused=None)
+    following = next_after_put(stored, stored.spec, now if stored.last_at is None else max(now, stored.last_at))
+    return _dated(_changed(stored, now), following)
+
+
+def fired(
+    stored: Schedule,
+    runs: Sequence[NewRun],
+    skipped: Mapping[Skip, int],
+    now: datetime,
+    dates: tuple[datetime | None, datetime | None] | None = None,
+) -> ScheduleWrite:
+    """The write that fires ticks.
+
+    Args:
+        stored: The schedule as it was read.
+        runs: One for each tick.
+        skipped: What was not fired.
+        now: The store's time.
+        dates: ``next_at`` and ``due_at`` afterwards; None: as before, for ticks that are not the schedule's next ones.
+    """
+    next_at, due = (stored.next_at, stored.due_at) if dates is None else dates
+    ticks = [run.tick for run in runs if run.tick is not None]
+    last_at = max([*ticks, stored.last_at] if stored.last_at is not None else ticks, default=None)
+    after = replace(
+        _changed(stored, now),
+        next_at=next_at,
+        due_at=due,
+        last_at=last_at,
+        fired=stored.fired + len(runs),
+        skipped=dict(Counter(stored.skipped) + Counter(skipped)),
+    )
+    return ScheduleWrite(after, stored, runs)
+
+
+def _changed(stored: Schedule, now: datetime) -> Schedule:
+    return replace(stored, updated_at=now, revision=stored.revision + 1)
+
+
+def _dated(schedule: Schedule, next_at: datetime | None) -> Schedule:
+    due = None if next_at is None else due_at(schedule.spec, next_at)
+    return replace(schedule, next_at=next_at, due_at=due)
+
+
+# -- as text --------------------------------------------------------------------------------------
+
+
+def to_json(spec: ScheduleSpec) -> str:
+    """The specification as every store keeps it."""
+    return json.dumps(asdict(spec), default=datetime.isoformat, ensure_ascii=False, separators=(",", ":"))
+
+
+def from_json(text: str) -> ScheduleSpec:
+    """The specification that ``to_json`` wrote. What a later version of this code has added to it is left out."""
+    found: dict[str, Any] = json.loads(text)
+    known = {entry.name for entry in fields(ScheduleSpec)}
+    values = {name: value for name, value in found.items() if name in known}
+    for name in ("start_at", "end_at"):
+        if values[name] is not None:
+            values[name] = datetime.fromisoformat(values[name])
+    values["overlap"], values["catch_up"] = Overlap(values["overlap"]), CatchUp(values["catch_up"])
+    return ScheduleSpec(**values)
+
+
+def skipped_to_json(skipped: Mapping[Skip, int]) -> str:
+    """The counts as every store keeps them."""
+    return json.dumps(dict(skipped), separators=(",", ":"))
+
+
+def skipped_from_json(text: str) -> dict[Skip, int]:
+    """The counts that ``skipped_to_json`` wrote."""
+    return {Skip(reason): count for reason, count in json.loads(text).items()}

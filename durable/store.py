@@ -43,6 +43,7 @@ from durable.model import (
     State,
     Unread,
 )
+from durable.timetable import Timetable
 
 EFFECT_TOPIC = "/effect"
 """The topic of the events that say that a shared effect was made, or may be made by others; its key is the event's."""
@@ -58,6 +59,7 @@ class Hint(Flag):
     WORK = auto()  # runs may have become ready
     ENDED = auto()  # runs may have ended
     REQUEST = auto()  # something was asked of a run that a worker holds
+    SCHEDULE = auto()  # schedules were declared, changed or deleted
 
 
 class Route(NamedTuple):
@@ -100,7 +102,7 @@ class OnConnection(Protocol):
         ...
 
 
-class Store(Protocol):
+class Store(Timetable, Protocol):
     """One backend. An instance belongs to the event loop that opened it."""
 
     @property

@@ -19,14 +19,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("annotations", "codec", "cron", "durations", "exactness", "failures", "inbox", "names"),
         *("replay", "requests", "retry", "scheduling", "states", "timeline"),
     ),
-    ("clock", "collector", "ids", "sql", "store", "threads"),
+    ("clock", "collector", "ids", "sql", "store", "threads", "timetable"),
     ("stores",),
     (
         *("attempts", "children", "committer", "compensation", "context", "effects", "exchange", "execution"),
         *("fanout", "heartbeat", "hooks", "host", "newruns", "operations", "options", "pruning", "pulse"),
         *("results", "scheduler", "stepping", "steps", "transactions", "worker", "workflow"),
     ),
-    ("cli", "client", "engine", "handle", "http", "messenger", "operator", "sync", "testing"),
+    ("calendar", "cli", "client", "engine", "handle", "http", "messenger", "operator", "sync", "testing"),
 )
 PURE = LAYERS[1]
 IMPURE = {
