@@ -16,7 +16,7 @@ from pydantic_core import from_json as parse_json
 from pydantic_core import to_json as write_json
 
 from durable.errors import ChildFailed, PayloadError, RunCancelled, StepFailed, without_password
-from durable.model import Failure, Request, Verb
+from durable.model import Failure, Request, State, Verb
 
 # Sizes are bytes of JSON, escapes included; together a Failure stays below 64 kB.
 MAX_MESSAGE = 12_000
@@ -104,6 +104,11 @@ def request_from_json(text: str) -> Request:
     """The request that ``request_to_json`` wrote."""
     found: dict[str, str] = parse_json(text)
     return Request(Verb(found["verb"]), found.get("reason", ""), found.get("by", ""), found.get("id", ""))
+
+
+def end_to_json(state: State, result: str | None, error: str | None) -> str:
+    """How a run has ended, as its parent is told: ``result`` and ``error`` are JSON already."""
+    return f'{{"state": "{state}", "result": {result or "null"}, "error": {error or "null"}}}'
 
 
 def from_json(text: str | None) -> Failure:

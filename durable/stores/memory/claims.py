@@ -8,11 +8,11 @@ from datetime import datetime
 from durable.model import Claimed, ClaimedRun, Request, RunRef, Unread
 from durable.states import Event, after
 from durable.store import Route
+from durable.stores.memory.queues import Queues
 from durable.stores.memory.rows import Ready, Row
-from durable.stores.memory.shared import Shared
 
 
-class Claims(Shared):
+class Claims(Queues):
     """Claim, and what a worker holds."""
 
     async def claim(
@@ -30,10 +30,15 @@ class Claims(Shared):
             refs: list[RunRef] = []
             if worker in self._workers:
                 refs = self._claim_batch(worker, indexes, limit, batch, now, done)
-            upcoming = [when for index in indexes if (when := index.next_after(now)) is not None]
+            upcoming = [when for index in indexes for when in self._upcoming(index, now)]
             runs = [self._claimed(ref, warm) for ref in refs]
             told = self._signalled(worker, {ref.id for ref in refs})
             return Claimed(runs, min(upcoming, default=None), self._asked(worker), told)
+
+    def _upcoming(self, index: Ready, now: datetime) -> list[datetime]:
+        """When something of this route will be due, and when what is due has a token."""
+        opens_at = None if index.first_due(now) is None else self._opens_at(index.route.queue, now)
+        return [when for when in (index.next_after(now), opens_at) if when is not None]
 
     def _claim_batch(
         self, worker: str, indexes: list[Ready], limit: int, batch: str, now: datetime, done: Sequence[str]
@@ -47,13 +52,16 @@ class Claims(Shared):
         passed: list[Row] = []
         suspected = any(self._rows[run_id].suspect for run_id in self._held[worker])
         while len(taken) < limit:
-            heads = [(head, index) for index in indexes if (head := index.first_due(now)) is not None]
+            open_ = [index for index in indexes if self._is_open(index.route.queue, now)]
+            heads = [(head, index) for index in open_ if (head := index.first_due(now)) is not None]
             if not heads:
                 break
             _, index = min(heads, key=lambda entry: entry[0])
             row = self._rows[index.take_first_due()]
             if suspected and row.suspect:
                 passed.append(row)
+                continue
+            if not self._admit(row, now):
                 continue
             suspected = suspected or row.suspect
             taken.append(self._lease(row, worker, now))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
+from durable import failures
 from durable.model import Created, NewRun, NewSignal, Sent, Signal
 from durable.states import TERMINAL
+from durable.stores.memory.lines import Lines, start
 from durable.stores.memory.rows import Row, conflict, refuse_unstorable
-from durable.stores.memory.shared import Shared
 
 
-class Creating(Shared):
+class Creating(Lines):
     """Create runs and send signals, each once."""
 
     async def create_runs(self, runs: Sequence[NewRun]) -> list[Created]:
@@ -23,16 +24,28 @@ class Creating(Shared):
 
     def _create(self, new: NewRun, now: datetime) -> Created:
         holder = None if new.key is None else self._keys.get((new.workflow, new.key))
+        if holder is None and new.debounce is not None:
+            absorbed = self._debounce(new, new.debounce, now)
+            if absorbed is not None:
+                return absorbed
         existing = self._rows.get(holder or new.id)
         if existing is not None:
             refusal = conflict(existing.new, new)
             mine = existing.new.id == new.id and existing.new.request == new.request and refusal is None
-            return Created(existing.new.id, mine, refusal)
+            return Created(existing.new.id, mine, refusal, replaced=self._replaced(new) if mine else ())
+        refused = self._refused(new)
+        if refused is not None:
+            return refused
         row = self._rows[new.id] = Row(replace(new, tags=dict(new.tags)), now)
         if new.key is not None:
             self._keys[new.workflow, new.key] = new.id
-        self._free(row, now + timedelta(seconds=new.delay) if new.ready_at is None else new.ready_at)
-        return Created(new.id, True)
+        if new.debounce is not None:
+            self._debounced[new.workflow, new.debounce.key] = new.id
+        self._free(row, start(new, now))
+        replaced = self._replaced(new)
+        for run_id in replaced:
+            self._ask_to_cancel(run_id, new)
+        return Created(new.id, True, replaced=replaced)
 
     async def create_with_signal(self, run: NewRun, signal: NewSignal) -> tuple[Created, Sent]:
         refuse_unstorable_runs([run])
@@ -64,7 +77,7 @@ class Creating(Shared):
         super()._ended(row, now)
         parent = None if row.new.parent is None else self._rows.get(row.new.parent)
         if parent is not None:
-            data = f'{{"state": "{row.state}", "result": {row.result or "null"}, "error": {row.error or "null"}}}'
+            data = failures.end_to_json(row.state, row.result, row.error)
             self._deliver(parent, Signal(row.new.id, f"child/{row.new.parent_key}", data, now), now)
 
 

@@ -49,6 +49,7 @@ class Requesting(Shared):
             self._free(row, now)
         elif plan.ended or plan.state is State.PAUSED:
             row.ready_at = None
+            self._withdrawn(row, now)
         if plan.ended:
             self._ended(row, now)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from durable.errors import PayloadError
 from durable.model import SUSPECT_AFTER, Kind, NewRun, Record, Request, Run, RunFilter, RunSummary, Signal, State
+from durable.store import Route
 
 
 @dataclass(slots=True)
@@ -35,6 +36,10 @@ class Row:
     consumed: set[str] = field(default_factory=set[str])  # ids of signals
     signalled: bool = False  # it got signals that its holder has not asked for
     makes: bool = False  # it has made, or makes, an effect that runs share
+    placed: bool = False  # it was claimed in a limited queue
+    blocked: datetime | None = None  # when it was due, since its limit key had no place or no token
+    queued: bool = False  # others of its concurrency key come first
+    turn: datetime | None = None  # when it would be ready, while it is queued; None: not by time alone
 
     @property
     def suspect(self) -> bool:
@@ -42,7 +47,7 @@ class Row:
 
     @property
     def linked(self) -> bool:
-        return self.makes or self.new.parent is not None or self.new.concurrency_key is not None
+        return self.makes or self.placed or self.new.parent is not None or self.new.concurrency_key is not None
 
     def unread(self) -> list[Signal]:
         return [signal for signal in self.inbox.values() if signal.id not in self.consumed]
@@ -84,37 +89,44 @@ class Row:
             and (where.created_before is None or self.created_at < where.created_before)
             and (where.queue is None or self.new.queue == where.queue)
             and (where.parent is None or self.new.parent == where.parent)
+            and (where.schedule is None or self.new.schedule == where.schedule)
         )
 
 
 class Ready:
     """The claim index of one route: what is due, and what will be. Entries that went stale are dropped when met."""
 
-    def __init__(self, rows: Mapping[str, Row]) -> None:
+    def __init__(self, rows: Mapping[str, Row], route: Route) -> None:
+        self.route = route
         self._rows = rows
-        self._due: list[tuple[datetime, str]] = []
+        self._due: list[tuple[int, datetime, str]] = []  # with the priority
         self._future: list[tuple[datetime, str]] = []
 
     def add(self, when: datetime, run_id: str) -> None:
         heappush(self._future, (when, run_id))
 
-    def first_due(self, now: datetime) -> tuple[datetime, str] | None:
+    def first_due(self, now: datetime) -> tuple[int, datetime, str] | None:
+        """Priority, due time and id."""
         while self._future and self._future[0][0] <= now:
-            heappush(self._due, heappop(self._future))
-        return self._first(self._due)
+            when, run_id = heappop(self._future)
+            if self._stands(when, run_id):
+                heappush(self._due, (self._rows[run_id].new.priority, when, run_id))
+        while self._due and not self._stands(*self._due[0][1:]):
+            heappop(self._due)
+        return self._due[0] if self._due else None
 
     def take_first_due(self) -> str:
-        return heappop(self._due)[1]
+        return heappop(self._due)[2]
 
     def next_after(self, now: datetime) -> datetime | None:
         self.first_due(now)
-        first = self._first(self._future)
-        return first[0] if first else None
+        while self._future and not self._stands(*self._future[0]):
+            heappop(self._future)
+        return self._future[0][0] if self._future else None
 
-    def _first(self, heap: list[tuple[datetime, str]]) -> tuple[datetime, str] | None:
-        while heap and ((row := self._rows.get(heap[0][1])) is None or row.ready_at != heap[0][0]):
-            heappop(heap)
-        return heap[0] if heap else None
+    def _stands(self, when: datetime, run_id: str) -> bool:
+        row = self._rows.get(run_id)
+        return row is not None and row.ready_at == when and row.new.version == self.route.version
 
 
 def _summary(row: Row) -> dict[str, Any]:
@@ -142,6 +154,8 @@ def _summary(row: Row) -> dict[str, Any]:
         "concurrency_key": new.concurrency_key,
         "parent": new.parent,
         "linked": row.linked,
+        "schedule": new.schedule,
+        "tick": new.tick,
     }
 
 

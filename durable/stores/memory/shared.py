@@ -37,7 +37,7 @@ class Shared:
     def _index(self, route: Route) -> Ready:
         index = self._ready.get(route)
         if index is None:
-            index = self._ready[route] = Ready(self._rows)
+            index = self._ready[route] = Ready(self._rows, route)
         return index
 
     def _row(self, run_id: str) -> Row:
@@ -65,6 +65,9 @@ class Shared:
 
     def _left(self, row: Row, now: datetime) -> None:
         """The run has left its worker, in whatever way; its row is as it will be."""
+
+    def _withdrawn(self, row: Row, now: datetime) -> None:
+        """The run, which nobody holds, is not claimed for now although it might have been: paused, ended, put off."""
 
     def _ended(self, row: Row, now: datetime) -> None:
         """The run has ended, in whatever way; after `_left` where a worker held it."""

@@ -13,7 +13,9 @@ fails. No test sleeps: where time is the subject, it waits for the store's clock
 from durable.testing.conformance.children import ChildConformance
 from durable.testing.conformance.claims import ClaimConformance
 from durable.testing.conformance.commits import CommitConformance
+from durable.testing.conformance.concurrency import ConcurrencyConformance
 from durable.testing.conformance.crossings import CrossingConformance
+from durable.testing.conformance.debounce import DebounceConformance
 from durable.testing.conformance.effects import EffectConformance
 from durable.testing.conformance.erasure import ErasureConformance
 from durable.testing.conformance.events import EventConformance
@@ -21,10 +23,13 @@ from durable.testing.conformance.fences import FenceConformance
 from durable.testing.conformance.harness import StoreHarness
 from durable.testing.conformance.hostile import HostileConformance
 from durable.testing.conformance.life import LifeConformance
+from durable.testing.conformance.limits import LimitConformance
 from durable.testing.conformance.orders import OrderConformance
+from durable.testing.conformance.queues import QueueConformance
 from durable.testing.conformance.reads import ReadConformance
 from durable.testing.conformance.requests import RequestConformance
 from durable.testing.conformance.retries import RetryConformance
+from durable.testing.conformance.schedules import ScheduleConformance
 from durable.testing.conformance.signals import SignalConformance
 from durable.testing.conformance.streams import StreamConformance
 from durable.testing.conformance.triggers import TriggerConformance
@@ -50,6 +55,11 @@ class StoreConformance(
     EffectConformance,
     OrderConformance,
     StreamConformance,
+    QueueConformance,
+    LimitConformance,
+    ConcurrencyConformance,
+    DebounceConformance,
+    ScheduleConformance,
 ):
     """All of it. A subclass provides the fixture ``harness``."""
 

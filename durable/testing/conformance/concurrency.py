@@ -69,7 +69,7 @@ async def _cancelled(_: StoreHarness, worker: Worker, one: ClaimedRun) -> None:
 
 async def _given_up(harness: StoreHarness, worker: Worker, _: ClaimedRun) -> None:
     await harness.expire(worker.id)
-    assert await worker.store.reap(limit=1) == 1
+    assert (await worker.store.reap(limit=1)).released == 1
 
 
 _ENDING: dict[str, Callable[[StoreHarness, Worker, ClaimedRun], Awaitable[None]]] = {

@@ -81,12 +81,12 @@ async def _unregistered(_: StoreHarness, worker: Worker, __: ClaimedRun) -> None
 
 async def _reaped(harness: StoreHarness, worker: Worker, _: ClaimedRun) -> None:
     await harness.expire(worker.id)
-    assert await worker.store.reap() == 1
+    assert (await worker.store.reap()).released == 1
 
 
 async def _given_up(harness: StoreHarness, worker: Worker, _: ClaimedRun) -> None:
     await harness.expire(worker.id)
-    assert await worker.store.reap(limit=1) == 1
+    assert (await worker.store.reap(limit=1)).released == 1
 
 
 def _by(change: Callable[[ClaimedRun], Change]) -> Callable[[StoreHarness, Worker, ClaimedRun], Awaitable[None]]:
