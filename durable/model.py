@@ -272,7 +272,7 @@ class Queue:
 
     @property
     def unlimited(self) -> bool:
-        return self.concurrency is self.per_key is self.rate is self.rate_per_key is None
+        return all(limit is None for limit in (self.concurrency, self.per_key, self.rate, self.rate_per_key))
 
 
 class Signal(NamedTuple):

@@ -13,8 +13,10 @@ from durable.failures import request_from_json, request_to_json
 from durable.model import (
     Created,
     DeadLetter,
+    Debounce,
     Kind,
     NewRun,
+    Policy,
     Reaped,
     Record,
     Request,
@@ -32,6 +34,7 @@ _MICROSECOND = timedelta(microseconds=1)
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _KINDS = {str(kind): kind for kind in Kind}
 _STATES = {str(state): state for state in State}
+_ALONE = frozenset({Policy.REJECT, Policy.EXISTING})
 _GIVEN_BACK = {state: after(state, Event.RELEASE) for state in EXECUTING}
 
 _encode = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")).encode
@@ -134,6 +137,18 @@ def _body(record: Record, worker: str) -> tuple[Any, ...]:
     )
 
 
+def _delay(run: NewRun) -> float:
+    if run.debounce is None:
+        return run.delay
+    most = run.debounce.max_delay
+    return run.debounce.delay if most is None else min(run.debounce.delay, most)
+
+
+def _debounce(debounce: Debounce) -> tuple[str, int, int | None]:
+    most = None if debounce.max_delay is None else round(debounce.max_delay * 1_000_000)
+    return debounce.key, round(debounce.delay * 1_000_000), most
+
+
 def encode_new_runs(runs: Sequence[NewRun]) -> str:
     return encode(
         [
@@ -142,8 +157,8 @@ def encode_new_runs(runs: Sequence[NewRun]) -> str:
                 run.shard,
                 run.workflow,
                 run.version,
-                _maybe_micros(run.ready_at),
-                round(run.delay * 1_000_000),
+                _maybe_micros(run.ready_at) if run.debounce is None else None,
+                round(_delay(run) * 1_000_000),
                 run.key,
                 run.request,
                 run.input_hash,
@@ -156,6 +171,8 @@ def encode_new_runs(runs: Sequence[NewRun]) -> str:
                 run.parent,
                 run.parent_key,
                 run.priority,
+                run.concurrency_key if run.policy in _ALONE else None,
+                None if run.debounce is None else _debounce(run.debounce),
             )
             for run in runs
         ]
@@ -163,11 +180,25 @@ def encode_new_runs(runs: Sequence[NewRun]) -> str:
 
 
 def decode_created(runs: Sequence[NewRun], document: str) -> list[Created]:
-    """The answers to ``runs``, from the rows that stand for them."""
+    """The answers to ``runs``, from what stands for them; it was read in the transaction that wrote it."""
     return [_created(run, *row) for run, row in zip(runs, json.loads(document), strict=True)]
 
 
-def _created(run: NewRun, run_id: str, request: str | None, workflow: str, key: str | None, input_hash: str) -> Created:
+def _created(
+    run: NewRun,
+    run_id: str | None,
+    request: str | None,
+    workflow: str | None,
+    key: str | None,
+    input_hash: str | None,
+    absorbed_by: str | None,
+    active: str | None,
+) -> Created:
+    if absorbed_by is not None:
+        return Created(absorbed_by, absorbed_by == run.id)
+    if run_id is None:
+        assert active is not None
+        return Created(active, False, busy=run.policy is Policy.REJECT)
     what = f"run {run_id}" if run_id == run.id else f"key {run.key!r}, held by run {run_id},"
     conflict: str | None = None
     if workflow != run.workflow:

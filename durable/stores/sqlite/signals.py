@@ -14,6 +14,7 @@ from typing import Any
 from durable.model import Also, Created, Kind, NewRun, NewSignal, RunWrite, Sent, Signal, Unread
 from durable.stores.sqlite import documents
 from durable.stores.sqlite.connection import Connection
+from durable.stores.sqlite.creating import create_within
 from durable.stores.sqlite.documents import StoredRun
 
 Now = Callable[[], int]
@@ -37,11 +38,10 @@ def send(db: Connection, now: Now, signals: str) -> list[Sent]:
 
 def create_with(db: Connection, now: Now, run: NewRun, signal: NewSignal) -> tuple[Created, Sent]:
     """Create the run and signal the one that stands, together; a trigger that is refused signals nobody."""
-    runs = documents.encode_new_runs([run])
+    documents.encode_new_runs([run])
     encode_signals([signal])  # what cannot be stored is refused before the lock is taken
     with db.transaction():
-        db.write("create", lambda: (now(), runs))
-        (created,) = documents.decode_created([run], db.value("created", {"runs": runs}))
+        (created,) = create_within(db, now, [run])
         if created.conflict is not None or created.busy:
             return created, Sent.NOT_FOUND
         (sent,) = send(db, now, encode_signals([replace(signal, run_id=created.run_id)]))

@@ -30,6 +30,7 @@ from durable.model import (
     Created,
     NewRun,
     Outcome,
+    Queue,
     Reaped,
     Record,
     Renewal,
@@ -45,7 +46,9 @@ from durable.sql import migrations, statements
 from durable.store import Hint, Route
 from durable.stores.sqlite import documents, signals
 from durable.stores.sqlite.connection import Connection, Refused
+from durable.stores.sqlite.creating import create
 from durable.stores.sqlite.exchange import Exchange
+from durable.stores.sqlite.queues import decode_queues, encode_queues, next_ready, take
 from durable.stores.sqlite.requesting import ask
 from durable.stores.sqlite.thread import StoreThread
 from durable.stores.sqlite.transactions import Transactions
@@ -210,7 +213,7 @@ class SQLiteStore(Exchange):
         forget = documents.encode(list(done))
 
         def claim(db: Connection) -> Claimed:
-            db.write("claim", lambda: (self._now(), worker, batch, asked, max(limit, 0), forget))
+            stopped_at = take(db, self._now, worker, batch, asked, limit, forget)
             runs = documents.decode_runs(db.value("claimed_runs"))
             cold = [n for run, _, n in runs if warm.get(run.id) != run.claim - 1]
             records = db.value("claimed_records", {"runs": documents.encode(cold)}) if cold else "[]"
@@ -220,10 +223,11 @@ class SQLiteStore(Exchange):
             return heard(
                 db,
                 [ClaimedRun(r, None if n in known else histories.get(n, []), w, inbox.get(n, ())) for r, w, n in runs],
+                stopped_at,
             )
 
-        def heard(db: Connection, runs: Sequence[ClaimedRun]) -> Claimed:
-            following = db.value("next_ready", {"routes": asked, "now": self._now()})
+        def heard(db: Connection, runs: Sequence[ClaimedRun], stopped_at: int | None = None) -> Claimed:
+            following = stopped_at or next_ready(db, asked, self._now())
             requested = documents.decode_requests(db.value("requests", {"worker": worker}))
             told = signals.signalled(db, worker)
             return Claimed(runs, None if following is None else documents.moment(following), requested, told)
@@ -310,11 +314,15 @@ class SQLiteStore(Exchange):
             half = len(runs) // 2
             return await self.create_runs(runs[:half]) + await self.create_runs(runs[half:])
 
-        def create(db: Connection) -> list[Created]:
-            db.write("create", lambda: (self._now(), document))
-            return documents.decode_created(runs, db.value("created", {"runs": document}))
+        return await self._write(lambda db: create(db, self._now, runs, document))
 
-        return await self._write(create)
+    async def put_queues(self, queues: Sequence[Queue]) -> None:
+        document = encode_queues(queues)
+        if queues:
+            await self._write(lambda db: db.write("put_queues", lambda: {"queues": document}))
+
+    async def queues(self) -> list[Queue]:
+        return await self._read(lambda db: decode_queues(db.value("queues")))
 
     async def request(self, run_id: str, request: Request) -> State | None:
         return await self._write(lambda db: ask(db, self._now, run_id, request, None))

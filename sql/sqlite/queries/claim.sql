@@ -7,14 +7,29 @@ CREATE TEMP TABLE claimed (
     claim INTEGER NOT NULL
 )
 
+-- name: session_full
+-- Queues of which nothing can be taken now.
+CREATE TEMP TABLE full_queues (name TEXT PRIMARY KEY) WITHOUT ROWID
+
 -- name: session_claiming_view
--- routes: [[workflow, version, queue], …]; done: [batch, …]
+-- routes: [[workflow, version, queue], …]; done: [batch, …]; probe: look at so many, for at_most of which there is place
+-- and token; more: look on, beyond what the batch was given
 CREATE TEMP VIEW claiming AS
-SELECT NULL AS now, NULL AS worker, NULL AS batch, NULL AS routes, NULL AS at_most, NULL AS done
+SELECT NULL AS now, NULL AS worker, NULL AS batch, NULL AS routes, NULL AS at_most, NULL AS done, NULL AS probe,
+    NULL AS more
 
 -- name: session_claiming
 CREATE TEMP TRIGGER claiming_into INSTEAD OF INSERT ON claiming BEGIN
     DELETE FROM claimed;
+    DELETE FROM full_queues;
+
+    INSERT INTO full_queues (name)
+    SELECT q.name
+    FROM durable_queues AS q
+    WHERE q.name IN (SELECT w.value ->> 2 FROM json_each(NEW.routes) AS w)
+        AND ((SELECT count(*) FROM durable_places AS p WHERE p.queue = q.name) >= q.concurrency
+            OR (SELECT b.spent FROM durable_buckets AS b WHERE b.queue = q.name AND b.name = '')
+                > NEW.now + (q.rate - 1) * q.rate_interval);
 
     -- sent again: what the batch was given, as far as the worker still has it
     INSERT INTO claimed (run, claim)
@@ -36,8 +51,9 @@ CREATE TEMP TRIGGER claiming_into INSTEAD OF INSERT ON claiming BEGIN
     CROSS JOIN durable_runs AS r INDEXED BY durable_runs_ready
     WHERE r.workflow = w.value ->> 0 AND r.version = w.value ->> 1 AND r.queue = w.value ->> 2
         AND r.priority = p.value AND r.ready_at <= NEW.now
+        AND w.value ->> 2 NOT IN (SELECT name FROM full_queues)
         AND EXISTS (SELECT 1 FROM durable_workers WHERE id = NEW.worker)
-        AND NOT EXISTS (SELECT 1 FROM durable_claims WHERE worker = NEW.worker AND batch = NEW.batch)
+        AND (NEW.more OR NOT EXISTS (SELECT 1 FROM durable_claims WHERE worker = NEW.worker AND batch = NEW.batch))
         AND (r.takeovers < 2 OR NOT EXISTS (
             SELECT 1
             FROM durable_claims AS b
@@ -45,7 +61,7 @@ CREATE TEMP TRIGGER claiming_into INSTEAD OF INSERT ON claiming BEGIN
             WHERE b.worker = NEW.worker AND (
                 SELECT h.takeovers >= 2 FROM durable_runs AS h
                 WHERE h.n = j.value ->> 0 AND h.claim = j.value ->> 1 AND h.owner = NEW.worker)))
-    LIMIT NEW.at_most;
+    LIMIT NEW.probe;
 
     -- Of the suspects only the first. A look-up for each, not a join: see claimed_runs.
     DELETE FROM claimed
@@ -56,18 +72,22 @@ CREATE TEMP TRIGGER claiming_into INSTEAD OF INSERT ON claiming BEGIN
         ORDER BY c.pos
         LIMIT -1 OFFSET 1);
 
+    INSERT INTO admitting (now, at_most)
+    SELECT NEW.now, NEW.at_most WHERE EXISTS (SELECT 1 FROM durable_queues);
+
     -- a run of a resent batch is owned already, and stays as it is
     UPDATE durable_runs SET
         owner = NEW.worker,
         claim = claim + 1,
         ready_at = NULL,
         state = CASE state WHEN 'compensating' THEN state ELSE 'running' END,
-        started_at = coalesce(started_at, NEW.now)
+        started_at = coalesce(started_at, NEW.now),
+        linked = linked OR n IN (SELECT run FROM durable_places)
     WHERE n IN (SELECT run FROM claimed) AND owner IS NULL;
 
     INSERT INTO durable_claims (worker, batch, runs)
     SELECT NEW.worker, NEW.batch, json_group_array(json_array(run, claim)) FROM claimed HAVING count(*) > 0
-    ON CONFLICT DO NOTHING;
+    ON CONFLICT (worker, batch) DO UPDATE SET runs = excluded.runs;
 
     -- A batch is forgotten only when nothing in it is held: it is the reaper's only way to the runs.
     DELETE FROM durable_claims
@@ -80,7 +100,10 @@ CREATE TEMP TRIGGER claiming_into INSTEAD OF INSERT ON claiming BEGIN
 END
 
 -- name: claim
-INSERT INTO claiming (now, worker, batch, routes, at_most, done) VALUES (?, ?, ?, ?, ?, ?)
+INSERT INTO claiming (now, worker, batch, routes, at_most, done, probe, more) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+
+-- name: claimed_count
+SELECT count(*) FROM claimed
 
 -- name: claimed_runs
 -- Read after the claim's own transaction: what somebody else has reaped in between is not ours to show.

@@ -26,7 +26,8 @@ FROM durable_runs
 
 -- name: session_creating_view
 -- runs: [[id, shard, workflow, version, ready_at, delay, key, request, input_hash, seed, tags, input, queue, limit_key,
--- concurrency_key, parent, parent_key, priority], …]
+-- concurrency_key, parent, parent_key, priority, alone, debounce], …]; alone: its concurrency key, when it is refused while
+-- another run has it; debounce: [key, delay, max_delay], or null
 CREATE TEMP VIEW creating AS SELECT NULL AS now, NULL AS runs
 
 -- name: session_creating
@@ -36,6 +37,7 @@ CREATE TEMP TRIGGER creating_into INSTEAD OF INSERT ON creating BEGIN
     SELECT w.value ->> 2, w.value ->> 6, w.value ->> 0
     FROM json_each(NEW.runs) AS w
     WHERE w.value ->> 6 IS NOT NULL AND NOT EXISTS (SELECT 1 FROM durable_runs WHERE id = w.value ->> 0)
+        AND NOT EXISTS (SELECT 1 FROM durable_lines WHERE workflow = w.value ->> 2 AND key = w.value ->> 18)
     ON CONFLICT DO NOTHING;
 
     INSERT INTO durable_runs (
@@ -47,8 +49,9 @@ CREATE TEMP TRIGGER creating_into INSTEAD OF INSERT ON creating BEGIN
         w.value ->> 13, w.value ->> 14, w.value ->> 15, w.value ->> 16, w.value ->> 17,
         w.value ->> 14 IS NOT NULL OR w.value ->> 15 IS NOT NULL
     FROM json_each(NEW.runs) AS w
-    WHERE w.value ->> 6 IS NULL OR w.value ->> 0 = (
-        SELECT run_id FROM durable_keys WHERE workflow = w.value ->> 2 AND key = w.value ->> 6)
+    WHERE (w.value ->> 6 IS NULL OR w.value ->> 0 = (
+            SELECT run_id FROM durable_keys WHERE workflow = w.value ->> 2 AND key = w.value ->> 6))
+        AND NOT EXISTS (SELECT 1 FROM durable_lines WHERE workflow = w.value ->> 2 AND key = w.value ->> 18)
     ON CONFLICT DO NOTHING;
 
     INSERT INTO durable_inputs (run, input)
@@ -62,9 +65,112 @@ END
 -- name: create
 INSERT INTO creating (now, runs) VALUES (?, ?)
 
+-- name: session_debouncing_runs
+-- The runs that absorb a trigger, with what they were blocked as.
+CREATE TEMP TABLE debouncing_runs (
+    pos INTEGER PRIMARY KEY,  -- of the trigger in the document
+    run INTEGER NOT NULL,
+    queue TEXT NOT NULL,
+    limit_key TEXT,
+    workflow TEXT NOT NULL,
+    version TEXT NOT NULL
+)
+
+-- name: session_debouncing_view
+-- runs: as for `creating`, each workflow and debounce key once
+CREATE TEMP VIEW debouncing AS SELECT NULL AS now, NULL AS runs
+
+-- name: session_debouncing
+CREATE TEMP TRIGGER debouncing_into INSTEAD OF INSERT ON debouncing BEGIN
+    DELETE FROM debouncing_runs;
+
+    INSERT INTO debouncing_runs (pos, run, queue, limit_key, workflow, version)
+    SELECT w.key, r.n, r.queue, r.limit_key, r.workflow, r.version
+    FROM json_each(NEW.runs) AS w
+    CROSS JOIN durable_debounces AS d
+    CROSS JOIN durable_runs AS r
+    WHERE d.workflow = w.value ->> 2 AND d.key = w.value ->> '$[19][0]'
+        AND r.n = d.run AND r.started_at IS NULL AND r.ended_at IS NULL
+        AND NOT EXISTS (SELECT 1 FROM durable_absorbed WHERE id = w.value ->> 0)
+        AND NOT EXISTS (SELECT 1 FROM durable_keys WHERE workflow = w.value ->> 2 AND key = w.value ->> 6);
+
+    INSERT INTO durable_absorbed (id, run)
+    SELECT w.value ->> 0, d.run FROM debouncing_runs AS d CROSS JOIN json_each(NEW.runs) AS w WHERE w.key = d.pos;
+
+    DELETE FROM durable_blocked WHERE run IN (SELECT run FROM debouncing_runs);
+
+    UPDATE durable_runs SET (version, input_hash, tags, ready_at) = (
+        SELECT w.value ->> 3, w.value ->> 8, w.value ->> 10,
+            CASE WHEN durable_runs.state <> 'paused' THEN min(
+                NEW.now + (w.value ->> '$[19][1]'),
+                coalesce(durable_runs.created_at + (w.value ->> '$[19][2]'), NEW.now + (w.value ->> '$[19][1]')))
+            END
+        FROM debouncing_runs AS d
+        CROSS JOIN json_each(NEW.runs) AS w
+        WHERE d.run = durable_runs.n AND w.key = d.pos)
+    WHERE n IN (SELECT run FROM debouncing_runs);
+
+    INSERT INTO durable_going_on (queue, limit_key, workflow, version, tokens)
+    SELECT queue, limit_key, workflow, version, 1 FROM debouncing_runs WHERE limit_key IS NOT NULL;
+
+    DELETE FROM durable_inputs WHERE run IN (SELECT run FROM debouncing_runs);
+
+    INSERT INTO durable_inputs (run, input)
+    SELECT d.run, w.value ->> 11
+    FROM debouncing_runs AS d
+    CROSS JOIN json_each(NEW.runs) AS w
+    WHERE w.key = d.pos AND w.value ->> 11 IS NOT NULL;
+
+    INSERT INTO creating (now, runs)
+    SELECT NEW.now, '[' || group_concat(w.value) || ']'
+    FROM json_each(NEW.runs) AS w
+    WHERE NOT EXISTS (SELECT 1 FROM durable_absorbed WHERE id = w.value ->> 0)
+    HAVING count(*) > 0;
+
+    INSERT INTO durable_debounces (workflow, key, run)
+    SELECT r.workflow, w.value ->> '$[19][0]', r.n
+    FROM json_each(NEW.runs) AS w
+    CROSS JOIN durable_runs AS r
+    WHERE r.id = w.value ->> 0 AND w.value ->> '$[19][0]' IS NOT NULL
+        AND NOT EXISTS (SELECT 1 FROM durable_absorbed WHERE id = w.value ->> 0)
+    ON CONFLICT (workflow, key) DO UPDATE SET run = excluded.run;
+
+    INSERT INTO durable_absorbed (id, run)
+    SELECT r.id, r.n
+    FROM json_each(NEW.runs) AS w
+    CROSS JOIN durable_runs AS r
+    WHERE r.id = w.value ->> 0 AND w.value ->> '$[19][0]' IS NOT NULL
+    ON CONFLICT DO NOTHING;
+END
+
+-- name: debounce
+INSERT INTO debouncing (now, runs) VALUES (?, ?)
+
+-- name: line
+-- Who stands in the line of a concurrency key, the active one first.
+SELECT json_group_array(id)
+FROM (
+    SELECT r.id
+    FROM durable_lines AS l
+    CROSS JOIN durable_runs AS r
+    WHERE l.workflow = :workflow AND l.key = :key AND r.n = l.run
+    ORDER BY l.pos)
+
 -- name: created
--- For each trigger the run that stands: the key's, else that of the id.
-SELECT json_group_array(json_array(r.id, r.request, r.workflow, r.key, r.input_hash))
+-- For each trigger the run that stands: the key's, else that of the id; the one that has absorbed it; and when none
+-- stands, the one that is active under its concurrency key.
+SELECT json_group_array(json_array(r.id, r.request, r.workflow, r.key, r.input_hash, CASE
+    WHEN w.value ->> '$[19][0]' IS NOT NULL THEN (
+        SELECT a.id FROM durable_absorbed AS d CROSS JOIN durable_runs AS a WHERE d.id = w.value ->> 0 AND a.n = d.run)
+    END, CASE
+    WHEN r.id IS NULL THEN (
+        SELECT a.id
+        FROM durable_lines AS l
+        CROSS JOIN durable_runs AS a
+        WHERE l.workflow = w.value ->> 2 AND l.key = w.value ->> 18 AND a.n = l.run
+        ORDER BY l.pos
+        LIMIT 1)
+    END))
 FROM json_each(:runs) AS w
 LEFT JOIN durable_runs AS r ON r.id = coalesce(
     (SELECT run_id FROM durable_keys WHERE workflow = w.value ->> 2 AND key = w.value ->> 6), w.value ->> 0)

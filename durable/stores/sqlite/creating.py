@@ -1,0 +1,77 @@
+"""New runs on SQLite: in as few statements as they allow, and in one transaction where one statement cannot decide.
+
+Every function is called on the store's thread.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from durable import requests
+from durable.model import Created, NewRun, Policy
+from durable.stores.sqlite import documents
+from durable.stores.sqlite.connection import Connection
+from durable.stores.sqlite.requesting import ask
+
+Now = Callable[[], int]
+
+
+def create(db: Connection, now: Now, runs: Sequence[NewRun], document: str) -> list[Created]:
+    """Create the runs of ``document``; one answer for each."""
+    if not any(run.debounce or run.concurrency_key for run in runs):
+        db.write("create", lambda: (now(), document))
+        return documents.decode_created(runs, db.value("created", {"runs": document}))
+    # What is refused is refused for a run that may have ended when one asks which it was.
+    with db.transaction():
+        return create_within(db, now, runs)
+
+
+def create_within(db: Connection, now: Now, runs: Sequence[NewRun]) -> list[Created]:
+    """The same in a transaction that has begun."""
+    return [created for some in _apart(runs) for created in _create(db, now, some)]
+
+
+def _create(db: Connection, now: Now, runs: Sequence[NewRun]) -> list[Created]:
+    document = documents.encode_new_runs(runs)
+    before = {run.id for run in runs if _replaces(run) and db.value("exists", {"id": run.id})}
+    db.write("debounce" if any(run.debounce for run in runs) else "create", lambda: (now(), document))
+    answers = documents.decode_created(runs, db.value("created", {"runs": document}))
+    return [
+        _replace(db, now, run, created, again=run.id in before) if _replaces(run) and created.created else created
+        for run, created in zip(runs, answers, strict=True)
+    ]
+
+
+def _replace(db: Connection, now: Now, new: NewRun, created: Created, *, again: bool) -> Created:
+    """Ask all that stand in the line before the new run to cancel, unless the same trigger has asked them."""
+    line = json.loads(db.value("line", {"workflow": new.workflow, "key": new.concurrency_key}))
+    others = line[: line.index(new.id)] if new.id in line else []
+    for run_id in () if again else others:
+        ask(db, now, run_id, requests.replacement(new.id), None)
+    return replace(created, replaced=tuple(others))
+
+
+def _replaces(run: NewRun) -> bool:
+    return run.policy is Policy.REPLACE and run.concurrency_key is not None
+
+
+def _apart(runs: Sequence[NewRun]) -> list[list[NewRun]]:
+    """The runs in order, in lots in which no run depends on what becomes of another one of the lot."""
+    lots: list[list[NewRun]] = []
+    seen: set[tuple[str, str, str]] = set()
+    closed = True
+    for run in runs:
+        keys: set[tuple[str, str, str]] = set()
+        if run.concurrency_key is not None:
+            keys.add(("concurrency", run.workflow, run.concurrency_key))
+        if run.debounce is not None:
+            keys.add(("debounce", run.workflow, run.debounce.key))
+        if closed or _replaces(run) or not seen.isdisjoint(keys):
+            lots.append([])
+            seen = set()
+        lots[-1].append(run)
+        seen |= keys
+        closed = _replaces(run)
+    return lots
