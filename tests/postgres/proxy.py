@@ -32,6 +32,7 @@ class Proxy:
         self._armed = False
         self._connections = 0
         self.pieces: Counter[int] = Counter()
+        self._clients: set[asyncio.StreamWriter] = set()
         self.swallowed = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -53,6 +54,11 @@ class Proxy:
         self._armed = True
         self.swallowed.clear()
 
+    def hang_up(self) -> None:
+        """Close every connection to a client; the server still has its own, and goes on."""
+        for client in self._clients:
+            client.close()
+
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -62,6 +68,7 @@ class Proxy:
             upstream = await asyncio.open_unix_connection(str(PurePosixPath(host) / f".s.PGSQL.{port}"))
         else:
             upstream = await asyncio.open_connection(host, int(port))
+        self._clients.add(writer)
         try:
             self._connections += 1
             sending = asyncio.create_task(self._copy(self._connections, reader, upstream[1]))
@@ -73,6 +80,7 @@ class Proxy:
         finally:
             for end in (writer, upstream[1]):
                 end.close()
+            self._clients.discard(writer)
             self._tasks.discard(task)
 
     async def _copy(self, connection: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

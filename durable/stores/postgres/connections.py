@@ -114,14 +114,14 @@ class Server:
                 self.conninfo, autocommit=True, prepare_threshold=self.prepare_threshold, cursor_factory=AsyncRawCursor
             )
         except (psycopg.Error, OSError) as error:
-            raise self._unreachable(error) from None
+            raise self.unreachable(error) from None
         try:
             await set_up(connection)
             require_utf8(connection)
         except BaseException as error:  # a cancellation too, or the connection would be left open
             await connection.close()
             if isinstance(error, (psycopg.Error, OSError)):
-                raise self._unreachable(error) from None
+                raise self.unreachable(error) from None
             raise
         return connection
 
@@ -136,16 +136,17 @@ class Server:
                 self.conninfo, autocommit=True, prepare_threshold=self.prepare_threshold, cursor_factory=RawCursor
             )
         except (psycopg.Error, OSError) as error:
-            raise self._unreachable(error) from None
+            raise self.unreachable(error) from None
         _adapt(connection)
         try:
             connection.execute(_SETUP, prepare=False)
         except (psycopg.Error, OSError) as error:
             connection.close()
-            raise self._unreachable(error) from None
+            raise self.unreachable(error) from None
         return connection
 
-    def _unreachable(self, error: Exception) -> StoreUnavailable:
+    def unreachable(self, error: Exception) -> StoreUnavailable:
+        """What it means that no connection could be made."""
         text = without_password(str(error).strip())
         return StoreUnavailable(f"cannot connect to {without_password(self.url)}: {text}")
 

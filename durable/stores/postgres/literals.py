@@ -133,3 +133,8 @@ def words(values: Iterable[str]) -> str:
 def times(values: Sequence[datetime | None]) -> str:
     """Microseconds since 1970 as bigint, which server and client turn into times exactly until the year 2255."""
     return scalars([None if value is None else (value - _EPOCH) // _MICROSECOND for value in values])
+
+
+def instant(value: datetime) -> str:
+    """One of ``times``."""
+    return str((value - _EPOCH) // _MICROSECOND)

@@ -1,4 +1,4 @@
-"""Ends the transactions that keep a dead worker's row locked.
+"""Ends the transactions that keep a dead worker's row locked, and others whose end has to be awaited.
 
 A client that is stopped between two messages of a transaction, or whose machine is gone, leaves a backend that
 waits for the rest of it and holds the fence; nothing of that worker could be reaped. It is found by waiting for
@@ -15,6 +15,7 @@ import psycopg
 from durable.stores.postgres.connections import Async, shielded
 from durable.stores.postgres.failures import translated
 from durable.stores.postgres.sessions import Sessions
+from durable.stores.postgres.wire import Call
 
 _log = logging.getLogger("durable.stores.postgres")
 
@@ -35,25 +36,33 @@ class Blockers:
         Raises:
             StoreUnavailable: The server stopped answering.
         """
+        await self.wait(self._sessions.call("lock_expired"), "it held the row of a worker whose lease has expired")
+
+    async def wait(self, locking: Call, why: str) -> None:
+        """Wait for what ``locking`` locks, and give it back; end the backends that have been in the way for a second.
+
+        Raises:
+            StoreUnavailable: The server stopped answering.
+        """
         async with self._one_at_a_time:
             try:
-                await shielded(self._search())
+                await shielded(self._search(locking, why))
             except (psycopg.Error, OSError) as error:
                 raise translated(error, "reap") from None
 
-    async def _search(self) -> None:
+    async def _search(self, locking: Call, why: str) -> None:
         server = self._sessions.server
         async with await server.connect() as waiting, await server.connect() as other:
-            await self._end(waiting, other)
+            await self._end(waiting, other, locking, why)
 
-    async def _end(self, waiting: Async, other: Async) -> None:
+    async def _end(self, waiting: Async, other: Async, locking: Call, why: str) -> None:
         async with waiting.transaction(force_rollback=True):
             row = await (await waiting.execute("SELECT pg_backend_pid()")).fetchone()
             assert row is not None
-            locking = asyncio.ensure_future(waiting.execute(self._sessions.call("lock_expired").sql))
-            await asyncio.wait([locking], timeout=STUCK_AFTER)
-            if not locking.done():
+            locked = asyncio.ensure_future(waiting.execute(locking.sql, locking.parameters or None))
+            await asyncio.wait([locked], timeout=STUCK_AFTER)
+            if not locked.done():
                 blockers = self._sessions.call("end_blockers", str(row[0]))
                 for pid, _ in await (await other.execute(blockers.sql, blockers.parameters)).fetchall():
-                    _log.warning("ended backend %s: it held the row of a worker whose lease has expired", pid)
-            await locking
+                    _log.warning("ended backend %s: %s", pid, why)
+            await locked

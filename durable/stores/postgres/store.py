@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from durable.clock import ServerClock
@@ -48,6 +49,7 @@ from durable.stores.postgres.literals import Parameter
 from durable.stores.postgres.reaping import STUCK_AFTER, Blockers
 from durable.stores.postgres.routing import Routes
 from durable.stores.postgres.sessions import Sessions
+from durable.stores.postgres.transactions import Transactions
 from durable.stores.postgres.wire import Call
 
 SHARD = "0"  # a single Postgres has one
@@ -63,7 +65,8 @@ class PostgresStore:
         url: ``postgresql://…`` or a libpq DSN.
         schema: Where the tables are; a plain lower-case name.
         pool_size: Connections for reads and rare operations, at least 2. Six more are dedicated: one each to
-            commits, claims, triggers, listening, notifying and the heartbeat.
+            commits, claims, triggers, listening, notifying and the heartbeat; and up to ten more are opened for
+            ``ctx.transaction`` when it is used.
         prepare_threshold: Uses of a statement after which a connection prepares it; None behind a pooler in
             transaction mode that does not know prepared statements.
 
@@ -141,6 +144,7 @@ class PostgresStore:
         self._loop = asyncio.get_running_loop()
         self._sessions = sessions
         self._blockers = Blockers(sessions)
+        self._transactions = Transactions(sessions, self._schema)
 
     async def close(self) -> None:
         """Undo one ``open``; the last one closes every connection and ends every task."""
@@ -151,6 +155,7 @@ class PostgresStore:
             if self._opened == 0 and self._sessions is not None:
                 sessions, self._sessions = self._sessions, None
                 self._lease.close()
+                await self._transactions.close()
                 await self._hints.close()
                 await sessions.close()
 
@@ -263,6 +268,15 @@ class PostgresStore:
         except PayloadError as error:
             return await self._commit_the_rest(worker, writes, error)
         return await self._explained(writes, answers) if answers else [Outcome.APPLIED] * len(writes)
+
+    async def transact(
+        self,
+        worker: str,
+        work: Callable[[Any], Any],
+        on_loop: bool,
+        write: Callable[[Any], Awaitable[RunWrite]],
+    ) -> Outcome:
+        return await self._transactions.run(worker, work, on_loop, write)
 
     async def _set_aside(self, writes: Sequence[RunWrite]) -> Call:
         """What another run attempt sets aside, decided on the stored history: only this worker adds to it."""

@@ -26,7 +26,8 @@ Row = tuple[Any, ...]
 
 _BEGIN = b"BEGIN ISOLATION LEVEL READ COMMITTED"
 _COMMIT = b"COMMIT"
-_FINE = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
+FINE = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
+"""What a statement that was executed answers."""
 
 
 class Call(NamedTuple):
@@ -84,6 +85,27 @@ async def exchange(connection: AsyncConnection[Any], calls: Sequence[Call], prep
 
 def _exchange(pgconn: PGconn, calls: Sequence[Call], prepared: Prepared) -> PQGen[list[PGresult]]:
     """Send and receive; yields what it waits for. One result for each call."""
+    results, preparing = yield from _round_trip(pgconn, calls, prepared)
+    for result in results:
+        if result.status not in FINE:
+            raise error_from_result(result)
+    return [result for place, result in enumerate(results) if place not in preparing]
+
+
+def pipelined(pgconn: PGconn, calls: Sequence[Call]) -> PQGen[list[PGresult]]:
+    """The same without preparing anything, and with failures among the results.
+
+    After a failure the calls that follow are not executed, a COMMIT neither. When the connection is lost there may be
+    fewer results, the last a failure.
+    """
+    results, _ = yield from _round_trip(pgconn, calls, NEVER)
+    return results
+
+
+def _round_trip(
+    pgconn: PGconn, calls: Sequence[Call], prepared: Prepared
+) -> PQGen[tuple[list[PGresult], dict[int, bytes]]]:
+    """All results, and the places of those that are about preparing a statement."""
     encoded = [_encoded(call.parameters) for call in calls]  # before anything is queued: it may refuse
     pgconn.enter_pipeline_mode()
     preparing: dict[int, bytes] = {}  # place among the results → statement
@@ -100,10 +122,7 @@ def _exchange(pgconn: PGconn, calls: Sequence[Call], prepared: Prepared) -> PQGe
     for place, sql in preparing.items():
         if results[place].status != ExecStatus.COMMAND_OK:
             del prepared.names[sql]
-    for result in results:
-        if result.status not in _FINE:
-            raise error_from_result(result)
-    return [result for place, result in enumerate(results) if place not in preparing]
+    return results, preparing
 
 
 def _answers(pgconn: PGconn) -> PQGen[list[PGresult]]:

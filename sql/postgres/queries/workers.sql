@@ -3,7 +3,7 @@
 -- name: register
 -- $1 worker, $2 seconds. One row per lane.
 INSERT INTO durable.workers (id, lane, expires_at)
-SELECT $1::uuid, lane, now() + make_interval(secs => $2::float8) FROM unnest(ARRAY['claim', 'flush']) AS l (lane)
+SELECT $1::uuid, lane, now() + make_interval(secs => $2::float8) FROM unnest(ARRAY['claim', 'flush', 'transact']) AS l (lane)
 ON CONFLICT (id, lane) DO NOTHING
 
 -- name: renew
