@@ -54,16 +54,19 @@ def ended(key: str | None, step: str, kept: bool) -> Also | None:
     return None if key is None else Also(effects=[EffectEnd(key, step, kept)])
 
 
-async def signal_in_no_turn(pulse: Pulse, waiter: str, name: str) -> Signal:
+async def signal_in_no_turn(pulse: Pulse, waiter: str, name: str, wanted: str | None = None) -> Signal:
     """The next signal of this name, for engine code, which needs no order among results.
 
     Args:
         waiter: A key under which nobody else waits.
+        wanted: The id of the only one that will do; None: any.
     """
     inbox = pulse.inbox
     brought: asyncio.Future[Signal] = asyncio.get_running_loop().create_future()
 
     def accept(signal: Signal) -> bool:
+        if wanted is not None and signal.id != wanted:
+            return False
         brought.set_result(signal)
         pulse.touch()
         return True

@@ -186,14 +186,27 @@ class Exchange(Operations):
                 self._execution.child_ended(key)
                 return self._child_ended(key, self._core.data_of(key) or "", self._core.deliver(op).data, codec)
             await self._open()
-            signal = await self._brought(op, {f"child/{key}": codec})
+            run_id = self._execution.children.get(key) or self._core.data_of(key) or ""
+            if self._core.end_was_told(key):
+                return await self._look_up(op, key, run_id, codec)
+            # A child that was called under this key before an operator's retry is another one.
+            signal = await self._brought(op, {f"child/{key}": codec}, lambda signal: signal.id == run_id)
             assert signal is not None, "a child has no deadline"
             self._execution.child_ended(key)
             record = self._core.conclude(op, self._host.clock.now(), signal.data)
             self._execution.write(record, also=Also(consumed=[signal.id]))
-            return self._child_ended(key, signal.id, signal.data, codec)
+            return self._child_ended(key, run_id, signal.data, codec)
         finally:
             self._end(op)
+
+    async def _look_up(self, op: Operation, key: str, run_id: str, codec: Codec) -> Any:
+        """The end of a child that was told before an operator's retry set that aside: it is not told again."""
+        data = await self._host.child_end(run_id)
+        if not self._core.direct(op):
+            await self._in_turn(op)
+        self._execution.child_ended(key)
+        self._execution.write(self._core.conclude(op, self._host.clock.now(), data))
+        return self._child_ended(key, run_id, data, codec)
 
     def _child_ended(self, key: str, run_id: str, data: str | None, codec: Codec) -> Any:
         end: dict[str, Any] = json.loads(data or "{}")

@@ -21,6 +21,7 @@ from random import Random, random
 from typing import Any, NoReturn
 
 from durable import failures, states
+from durable.alarms import Alarms
 from durable.attempts import Attempts
 from durable.compensation import Compensations
 from durable.errors import DurableError, PayloadError, RunCancelled, RunTimeout
@@ -44,8 +45,9 @@ from durable.model import (
 from durable.pulse import Pulse
 from durable.replay import Operation, Replay
 from durable.retry import Retry
-from durable.steps import UNWIND, log_abandoned
+from durable.steps import UNWIND
 from durable.store import Clock
+from durable.tasks import in_background, unwound
 
 _log = logging.getLogger("durable.execution")
 
@@ -86,8 +88,7 @@ class Execution:
         """The workflow function, later the compensations."""
         self._encode_result: Callable[[Any], str | None] = _nothing
         self._retry: Retry | None = None
-        self._deadline: datetime | None = None  # of the run
-        self._disarm_deadline: Callable[[], None] | None = None
+        self._alarms = Alarms(host.clock, self._loop)
         self.verdict: Failure | None = None
         """Why the function goes no further than its history."""
         self._leave: Callable[[], Change] | None = None  # what to write when nothing executes any more
@@ -100,7 +101,6 @@ class Execution:
         """Key of the call → run id of the children that were made here, and whose end was not delivered."""
         self._heard: set[str] = set()  # keys of the calls whose child's end was delivered here
         self.operations = FanOut(self, self.core, host, self._pulse, self._attempts, self._compensations)
-        self._later: list[asyncio.TimerHandle] = []  # what would find it taken apart
         self._random: Random | None = None
 
     # -- life -------------------------------------------------------------------------------------
@@ -123,10 +123,10 @@ class Execution:
         self.main = self._loop.create_task(body, name=self.run.id)
         self.main.add_done_callback(self._body_done)
         if self.state is State.COMPENSATING:
-            self.verdict = _stored_error(self.run.error)
-            self._after(_BETWEEN, self._stop_between)
+            self.verdict = failures.readable(self.run.error)
+            self._alarms.after(_BETWEEN, self._stop_between)
         elif timeout is not None:
-            self._deadline = self._clock_started() + timedelta(seconds=timeout)
+            self._alarms.set_deadline(self.run, self.core.recorded(Kind.REQUEST), timeout)
             self._arm_deadline()
         if self.run.requested is not None:
             self.ask(self.run.requested)
@@ -248,27 +248,18 @@ class Execution:
         if self.core.live and self.core.begun:
             self.stop_body()
         else:
-            self._after(_BETWEEN, self._stop_between)
+            self._alarms.after(_BETWEEN, self._stop_between)
 
     def _stop_between(self) -> None:
         """The function awaits something of its own, perhaps for ever, where no operation tells it to stop."""
         if self.core.replaying and not self.stopped:
-            self._after(_BETWEEN, self._stop_between)
+            self._alarms.after(_BETWEEN, self._stop_between)
         elif not self._lost and not self._leaving:
             self.stop_body()
 
-    def _clock_started(self) -> datetime:
-        """The first start; or the latest retry by an operator, or what timed out would at once time out again."""
-        requests = self.core.recorded(Kind.REQUEST)
-        retried = (r.at for r in requests if failures.request_from_json(r.data or "").verb is Verb.RETRY)
-        return max(retried, default=self.run.started_at or self.run.created_at)
-
     def _arm_deadline(self) -> None:
-        if self._deadline is not None and self.verdict is None and not self.stopped:
-            if self._deadline <= self._host.clock.now():
-                self._time_out()
-            else:
-                self._disarm_deadline = self._host.clock.call_at(self._deadline, self._arm_deadline)
+        if self.verdict is None and not self.stopped:
+            self._alarms.arm(self._time_out)
 
     def _time_out(self) -> None:
         if not self.parked and not self._lost:
@@ -337,7 +328,7 @@ class Execution:
             self._host.rested()
         elif self.several_tasks and self._host.linger:
             self._pulse.arm()
-            self._after(_GRACE, self._park_if_quiet, self._pulse.activity)
+            self._alarms.after(_GRACE, self._park_if_quiet, self._pulse.activity)
         else:
             self._park()
 
@@ -359,8 +350,8 @@ class Execution:
         self._pulse.freeze()
         self._attempts.parked = True
         times = [due for due, _ in self._pulse.timers.values()]
-        if self._deadline is not None and self.verdict is None:
-            times.append(self._deadline)
+        if self._alarms.deadline is not None and self.verdict is None:
+            times.append(self._alarms.deadline)
         waiting = self._pulse.inbox.awaited
         change = states.park(self.state, ready_at=min(times, default=None), wakes=self._wakes, waiting=waiting)
         self.write(change=change)
@@ -412,7 +403,7 @@ class Execution:
         due_at = now + timedelta(seconds=retry.delay_after(error, number, random()))
         text = failures.to_json(self._host.capture(error))
         record = self.core.remark(Kind.RUN_ATTEMPT, f"/attempt/{number}", now, text, number, due_at)
-        ready_at = due_at if self._deadline is None else min(due_at, self._deadline)
+        ready_at = min(due_at, self._alarms.deadline or due_at)
         self.write(record, states.try_again(self.state, ready_at))
 
     async def _pause(self, reason: str) -> None:
@@ -475,19 +466,10 @@ class Execution:
         """
         self.stopped = True
         self._pulse.disarm()
-        if self._disarm_deadline is not None:
-            self._disarm_deadline()
+        self._alarms.disarm()
         assert self.main is not None
         tasks: set[asyncio.Task[Any]] = {op.scope for op in self.core.open.values()} | {self.main}
-        mine = asyncio.current_task(self._loop)
-        alive = [task for task in tasks if task is not mine and not task.done()]
-        for task in alive:
-            task.cancel()
-        if alive:
-            _, refusing = await asyncio.wait(alive, timeout=min(within, UNWIND))
-            for task in refusing:
-                log_abandoned(task, f"run {self.run.id}")
-        return bool(alive)
+        return await unwound(tasks, min(within, UNWIND), f"run {self.run.id}")
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -520,43 +502,19 @@ class Execution:
         runs of one step. An operation that was abandoned and still stands somewhere keeps all of it, to find out there
         that the run is not this worker's any more.
         """
-        if self._disarm_deadline is not None:
-            self._disarm_deadline()
-        for timer in self._later:
-            timer.cancel()
+        self._alarms.silence()
         self._pulse.disarm()
         del self.operations, self._attempts, self._pulse
 
-    def _after(self, delay: float, callback: Callable[..., None], *args: Any) -> None:
-        """Call ``callback`` in ``delay`` seconds, unless the run has left by then."""
-        self._later = [timer for timer in self._later if timer.when() > self._loop.time()]
-        self._later.append(self._loop.call_later(delay, callback, *args))
-
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._loop.create_task(coroutine)
-        _background.add(task)
-        task.add_done_callback(self._spawned_ended)
-        return task
+        return in_background(self._loop, coroutine, self._failed)
 
-    def _spawned_ended(self, task: asyncio.Task[None]) -> None:
-        _background.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("run %s is paused: a bug in the engine", self.run.id, exc_info=error)
-            self.stopped = True
-            if not self._lost:
-                self.write(change=states.pause(self.state, f"a bug in the engine: {error!r}"))
-
-
-_background: set[asyncio.Task[None]] = set()  # asyncio itself keeps only weak references
+    def _failed(self, error: BaseException) -> None:
+        _log.error("run %s is paused: a bug in the engine", self.run.id, exc_info=error)
+        self.stopped = True
+        if not self._lost:
+            self.write(change=states.pause(self.state, f"a bug in the engine: {error!r}"))
 
 
 def _nothing(_: Any) -> None:
     return None
-
-
-def _stored_error(text: str | None) -> Failure:
-    """The error that was stored when compensation began; one that cannot be read does not keep it from going on."""
-    try:
-        return failures.from_json(text)
-    except PayloadError as error:
-        return failures.capture(error)

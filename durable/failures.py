@@ -106,6 +106,14 @@ def request_from_json(text: str) -> Request:
     return Request(Verb(found["verb"]), found.get("reason", ""), found.get("by", ""), found.get("id", ""))
 
 
+def readable(text: str | None) -> Failure:
+    """The failure that is stored as ``text``; one that cannot be read is a failure itself, and keeps nobody waiting."""
+    try:
+        return from_json(text)
+    except PayloadError as error:
+        return capture(error)
+
+
 def end_to_json(state: State, result: str | None, error: str | None) -> str:
     """How a run has ended, as its parent is told: ``result`` and ``error`` are JSON already."""
     return f'{{"state": "{state}", "result": {result or "null"}, "error": {error or "null"}}}'

@@ -18,7 +18,8 @@ from durable.effects import signal_in_no_turn
 from durable.errors import ChildFailed, NondeterminismError, PayloadError, StepFailed
 from durable.model import Also, Kind, NewRun, Record
 from durable.replay import Operation
-from durable.steps import UNWIND, Call, log_abandoned
+from durable.steps import UNWIND, Call
+from durable.tasks import unwound
 from durable.transactions import Transactions
 
 _Item = Callable[[int], Awaitable[Any]]
@@ -134,12 +135,7 @@ class FanOut(Transactions):
                 for task in done:
                     task.result()
         finally:
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                _, refusing = await asyncio.wait(tasks, timeout=UNWIND)
-                for task in refusing:
-                    log_abandoned(task, f"an item of run {self._execution.run.id}")
+            await unwound(tasks, UNWIND, f"an item of run {self._execution.run.id}")
 
     # -- items ------------------------------------------------------------------------------------
 
@@ -184,17 +180,22 @@ class FanOut(Transactions):
         return value
 
     async def _child_item(self, key: str, index: int, children: Callable[[int, str], NewRun], codec: Codec) -> Any:
-        if self._core.data_of(key) is None:
+        run_id = self._core.data_of(key)
+        if run_id is None:
             await self._open()
             child = children(index, key)
             record = self._core.item(key, Kind.CALL, self._host.clock.now(), child.id)
             self._execution.write(record, also=Also(children=[child]))
-            self._execution.children[key] = child.id
-        signal = await signal_in_no_turn(self._pulse, key, f"child/{key}")
+            self._execution.children[key] = run_id = child.id
+        also, woke = None, f"{key}/woke"
+        if self._core.end_was_told(key):  # it was told before an operator's retry, and is not told again
+            data = await self._host.child_end(run_id)
+        else:
+            signal = await signal_in_no_turn(self._pulse, key, f"child/{key}", run_id)
+            data, also = signal.data, Also(consumed=[signal.id])
         self._execution.child_ended(key)
-        record = self._core.item(f"{key}/woke", Kind.WOKE, self._host.clock.now(), signal.data)
-        self._execution.write(record, also=Also(consumed=[signal.id]))
-        return self._child_ended(key, signal.id, signal.data, codec)
+        self._execution.write(self._core.item(woke, Kind.WOKE, self._host.clock.now(), data), also=also)
+        return self._child_ended(key, run_id, data, codec)
 
 
 class _Found:

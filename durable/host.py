@@ -41,6 +41,10 @@ class Host(Protocol):
         """Ask for the cancellation of a child; one that has ended, or is gone, is left alone."""
         ...
 
+    def child_end(self, run_id: str) -> Awaitable[str]:
+        """How a child has ended, as its signal would say it; waits for its end."""
+        ...
+
     def take_effect(self, ref: RunRef, key: str, step: str) -> Awaitable[Effect]:
         """Who makes an effect that runs share; asked until the store answers."""
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar, Unpack
@@ -117,6 +117,8 @@ class Messenger(Client):
         codec = (found or workflow).signals.get(check_name(name, "signal name"), codec_for(Any))
         signal = self._new_signal(new.id, name, payload, signal_id, codec)
         created, sent = await self._store.create_with_signal(new, signal)
+        if created.conflict is not None:  # it stands, with another input: it is there to be told
+            sent = await self._signals.send(replace(signal, run_id=created.run_id))
         if created.created:
             self._hooks.emit("run_triggered", run_id=created.run_id, workflow=new.workflow)
         self._tell()

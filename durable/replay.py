@@ -179,6 +179,12 @@ class Replay:
             if record.kind is Kind.CALL and f"{key}/woke" not in self._records and key not in heard
         }
 
+    def end_was_told(self, key: str) -> bool:
+        """Whether an operator's retry has set the end of the child called as ``key`` aside, and left the call standing."""
+        asides = {record.key for record in self._others}
+        ends = (aside for aside in asides if _aside(aside) == f"{key}/woke")
+        return any(end.removesuffix("/woke") not in asides for end in ends)
+
     def data_of(self, key: str) -> str | None:
         """The data of the record with this key that the execution started with, if there is one."""
         record = self._records.get(key)
@@ -368,6 +374,12 @@ class Replay:
 
 # What the function waits for; a compensation is begun by the engine.
 _RESULTS = frozenset({Kind.STEP, Kind.WOKE, Kind.CALL, Kind.MAP, Kind.EMIT})
+
+
+def _aside(key: str) -> str | None:
+    """The key that a record had before it was set aside as ``/<claim>/<key>``."""
+    claim, _, before = key[1:].partition("/")
+    return before if claim.isdecimal() else None
 
 
 def _is_item(key: str) -> bool:

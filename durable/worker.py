@@ -15,6 +15,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
 
+from durable import failures
 from durable.committer import Committer, resending
 from durable.context import Context
 from durable.errors import DurableError, PayloadError, RunNotFound, StoreUnavailable
@@ -35,6 +36,9 @@ from durable.workflow import Workflow
 T = TypeVar("T")
 
 _log = logging.getLogger("durable.worker")
+
+_LOOK_AGAIN = 1.0
+"""Seconds between two looks for the end of a child that will not be told: after an operator's retry from a step."""
 
 _REASON = 400
 """Characters of the reason for which a child is cancelled; it is stored in 512 bytes."""
@@ -400,6 +404,13 @@ class Worker:
             await self._until_answered(lambda: self._store.request(run_id, Request(Verb.CANCEL, reason[:_REASON])))
             self._store.announce(Hint.WORK | Hint.REQUEST)
             self.poke()
+
+    async def child_end(self, run_id: str) -> str:
+        """How a child has ended, as its signal would say it; waits for its end."""
+        while not (found := await self._until_answered(lambda: self._store.ended([run_id]))):  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_AGAIN)
+        [run] = found
+        return failures.end_to_json(run.state, run.result, run.error)
 
     async def take_effect(self, ref: RunRef, key: str, step: str) -> Effect:
         """Who makes an effect that runs share."""

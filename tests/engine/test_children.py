@@ -231,6 +231,31 @@ async def test_P18_a_call_that_was_a_step_pauses_the_run(backend: Backend) -> No
         assert not await children(engine, handle.run_id)
 
 
+@pytest.mark.parametrize("from_step", ["after", "a", "b"])
+async def test_an_operators_retry_from_a_step_finds_the_children_that_stand(backend: Backend, from_step: str) -> None:
+    """From between a child's call and its end on: the call stands, and its end is not told again."""
+    broken = True
+
+    @workflow
+    async def flow(ctx: Context) -> list[int]:
+        first = await ctx.start("a", doubled, 1)
+        await ctx.step("after", asyncio.sleep, 0)
+        found = [await first.result(), await ctx.call("b", doubled, 2), *await ctx.map("c", doubled, [3, 4])]
+        if broken:
+            raise ValueError("no")
+        return found
+
+    async with backend.engine(flow, doubled) as engine:
+        handle = await engine.trigger(flow)
+        with pytest.raises(RunFailed):
+            await backend.result(engine, handle)
+        broken = False
+        await engine.retry(handle.run_id, from_step=from_step)
+        assert await backend.result(engine, handle) == [2, 4, 6, 8]
+        made = {"after": 4 + 3, "a": 4 + 4, "b": 4 + 3}[from_step]
+        assert len(await children(engine, handle.run_id)) == made
+
+
 async def test_an_uncaught_child_failure_fails_the_parent_with_its_story(backend: Backend) -> None:
     @workflow
     async def flow(ctx: Context) -> None:

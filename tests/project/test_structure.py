@@ -22,9 +22,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("clock", "collector", "ids", "sql", "store", "threads", "timetable"),
     ("stores",),
     (
-        *("attempts", "children", "committer", "compensation", "context", "effects", "exchange", "execution"),
+        *("alarms", "attempts", "children", "committer", "compensation", "context", "effects", "exchange", "execution"),
         *("fanout", "heartbeat", "hooks", "host", "newruns", "operations", "options", "pruning", "pulse"),
-        *("results", "scheduler", "stepping", "steps", "transactions", "worker", "workflow"),
+        *("results", "scheduler", "stepping", "steps", "tasks", "transactions", "worker", "workflow"),
     ),
     ("calendar", "cli", "client", "engine", "handle", "http", "messenger", "operator", "sync", "testing"),
 )
