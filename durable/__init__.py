@@ -3,6 +3,7 @@
 from durable.children import ChildHandle
 from durable.client import Page
 from durable.context import Context
+from durable.declarations import ScheduleOptions
 from durable.engine import Engine
 from durable.errors import (
     AmbiguousName,
@@ -26,6 +27,7 @@ from durable.errors import (
     RunFinished,
     RunNotFound,
     RunTimeout,
+    ScheduleNotFound,
     SchemaOutdated,
     SchemaTooNew,
     StepFailed,
@@ -41,6 +43,7 @@ from durable.model import Debounce, Failure, Policy, Queue, Rate, Request, Run, 
 from durable.newruns import TriggerOptions
 from durable.options import WorkerOptions
 from durable.retry import Retry
+from durable.schedules import CatchUp, Overlap, Schedule, ScheduleSpec, Skip, Tick
 from durable.steps import CurrentStep, current_step
 from durable.store import Store
 from durable.sync import SyncClient, SyncRunHandle
@@ -48,6 +51,7 @@ from durable.workflow import Workflow, workflow
 
 __all__ = [
     "AmbiguousName",
+    "CatchUp",
     "ChildFailed",
     "ChildHandle",
     "ConcurrencyConflict",
@@ -65,6 +69,7 @@ __all__ = [
     "NonRetryable",
     "NondeterminismError",
     "NotSerializable",
+    "Overlap",
     "Page",
     "PayloadError",
     "PayloadTooLarge",
@@ -85,14 +90,20 @@ __all__ = [
     "RunNotFound",
     "RunSummary",
     "RunTimeout",
+    "Schedule",
+    "ScheduleNotFound",
+    "ScheduleOptions",
+    "ScheduleSpec",
     "SchemaOutdated",
     "SchemaTooNew",
+    "Skip",
     "State",
     "StepFailed",
     "Store",
     "StoreUnavailable",
     "SyncClient",
     "SyncRunHandle",
+    "Tick",
     "TimelineEntry",
     "TriggerOptions",
     "UnknownWorkflow",

@@ -344,6 +344,7 @@ class Client:
         created_before: datetime | None = None,
         queue: str | None = None,
         parent: str | None = None,
+        schedule: str | None = None,
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page[RunSummary]:
@@ -351,6 +352,7 @@ class Client:
 
         Args:
             parent: The run that called them.
+            schedule: The name of the schedule that fired them.
             limit: At most so many, 1 to 1,000.
             cursor: ``next_cursor`` of the page before.
 
@@ -368,7 +370,9 @@ class Client:
         except ValueError:
             raise InvalidArgument(f"no state {state!r}; there are {', '.join(State)}") from None
         parent = None if parent is None else check_run_id(parent)
-        where = RunFilter(workflow, version, wanted, dict(tags or {}), created_after, created_before, queue, parent)
+        where = RunFilter(
+            *(workflow, version, wanted, dict(tags or {}), created_after, created_before, queue, parent, schedule)
+        )
         before = None if cursor is None else check_run_id(cursor)
         runs = await self._store.list_runs(where, limit + 1, before)
         return Page(runs[:limit], runs[limit - 1].id if len(runs) > limit else None)

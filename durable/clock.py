@@ -17,7 +17,13 @@ class HostClock:
     def now(self) -> datetime:
         return datetime.now(UTC)
 
-    def call_at(self, when: datetime, callback: Callable[[], None]) -> Callable[[], None]:
+    def call_at(
+        self,
+        when: datetime,
+        callback: Callable[[], None],
+        *,
+        recurring: bool = False,  # noqa: ARG002  (the seam's signature)
+    ) -> Callable[[], None]:
         loop = asyncio.get_running_loop()
         return loop.call_later((when - self.now()).total_seconds(), callback).cancel
 

@@ -22,6 +22,7 @@ from durable.names import check_key, check_name
 from durable.newruns import ChildOptions, new_run
 from durable.replay import Operation
 from durable.retry import Retry, as_retry
+from durable.schedules import Tick
 from durable.stepping import Stepping
 from durable.steps import Call, known
 
@@ -434,6 +435,12 @@ class Context(Stepping):
     def version(self) -> str:
         """The version that the run was triggered with."""
         return self._execution.run.version
+
+    @property
+    def schedule(self) -> Tick | None:
+        """Which tick of which schedule the run is for, such as ``ctx.schedule.at``; None: no schedule fired it."""
+        run = self._execution.run
+        return None if run.schedule is None or run.tick is None else Tick(run.schedule, run.tick)
 
     @property
     def tags(self) -> Mapping[str, str]:

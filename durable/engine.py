@@ -8,19 +8,21 @@ import signal
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from durable import failures
+from durable.calendar import Undeclared
 from durable.collector import sparing_collector
 from durable.durations import seconds
 from durable.errors import InvalidArgument, SchemaOutdated, SchemaTooNew
 from durable.model import Failure, Queue
 from durable.operator import Operator, check_queue
 from durable.options import WorkerOptions
+from durable.scheduler import Scheduler
 from durable.sql import check_schema
-from durable.store import Store
+from durable.store import Hint, Store
 from durable.stores import store_for
 from durable.sync import SyncClient
 from durable.testing.clock import VirtualClock
@@ -49,6 +51,12 @@ class Engine(Operator):
         auto_migrate: Bring the schema up to date at start; else a schema that is behind is an error.
         step_timeout: Default timeout of each step attempt, seconds or timedelta; None: no limit.
         queues: Limits of queues, stored at start; see ``set_limits``.
+        program: Which program this is: schedules that its code declares are remembered under this name. Give the engines
+            of different programs on one schema different names; the default is for a schema with one.
+        undeclared_schedules: What a start does with schedules that ``program`` declared before, and does not declare
+            any more: ``report`` (default) names them in the log, and they go on firing; ``pause`` pauses them until
+            they are declared again; ``delete`` deletes them. While two releases of a program run side by side, a
+            start of the older one does not know what the newer one declares: prefer ``report`` there.
         redact: Called with the message and the traceback of every error before it is stored; returns what to store.
 
     Raises:
@@ -66,10 +74,17 @@ class Engine(Operator):
         auto_migrate: bool = True,
         step_timeout: float | timedelta | None = None,
         queues: Iterable[Queue] = (),
+        program: str = "main",
+        undeclared_schedules: Undeclared = "report",
         redact: Callable[[str], str] | None = None,
     ) -> None:
         check_schema(schema)
-        super().__init__(store_for(store, schema) if store is None or isinstance(store, str) else store, workflows)
+        if undeclared_schedules not in get_args(Undeclared):
+            raise InvalidArgument(
+                f"undeclared_schedules must be one of {', '.join(get_args(Undeclared))}, not {undeclared_schedules!r}"
+            )
+        found = store_for(store, schema) if store is None or isinstance(store, str) else store
+        super().__init__(found, workflows, program)
         self._services = dict(services or {})
         self._options = worker or WorkerOptions()
         self._auto_migrate = auto_migrate
@@ -78,7 +93,9 @@ class Engine(Operator):
         for queue in self._queues:
             check_queue(queue)
         self._redact = redact
+        self._undeclared_schedules: Undeclared = undeclared_schedules
         self._worker: Worker | None = None
+        self._scheduler: Scheduler | None = None
         self._sync: SyncClient | None = None
 
     @property
@@ -99,7 +116,7 @@ class Engine(Operator):
     # -- lifetime ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Connect, migrate if needed and allowed, and start the worker.
+        """Connect, migrate if needed and allowed, put the schedules of the code, and start the worker.
 
         Raises:
             StoreUnavailable: The database cannot be reached. There is no fallback.
@@ -109,16 +126,23 @@ class Engine(Operator):
         """
         await self._connect()
         try:
+            await self._declare_all(self._undeclared_schedules)
             self._worker = await self._started_worker()
         except BaseException:
             await self._disconnect()
             raise
+        self._scheduler = self._started_scheduler()
 
     async def stop(self) -> None:
         """Stop claiming, let running steps end within ``drain_timeout``, give the rest back, close."""
         worker, self._worker = self._worker, None
+        scheduler, self._scheduler = self._scheduler, None
+        if scheduler is not None:
+            scheduler.stop()
         if worker is not None:
             await worker.stop()
+        if scheduler is not None:
+            await scheduler.stopped(_GOODBYE)
         await self._disconnect()
 
     async def __aenter__(self) -> Self:
@@ -230,9 +254,23 @@ class Engine(Operator):
         await worker.start()
         return worker
 
+    def _started_scheduler(self) -> Scheduler:
+        scheduler = Scheduler(self._store, self._hooks, self._ready)
+        scheduler.start()
+        return scheduler
+
+    def _ready(self, hint: Hint) -> None:
+        """The scheduler has created runs."""
+        self._poke()
+        self._store.announce(hint)
+
     def _poke(self) -> None:
         if self._worker is not None:
             self._worker.poke()
+
+    def _due_anew(self) -> None:
+        if self._scheduler is not None:
+            self._scheduler.poke()
 
     def _capture(self, error: BaseException) -> Failure:
         failure = failures.capture(error)
@@ -244,28 +282,51 @@ class Engine(Operator):
             _log.exception("the redaction hook raised: the error is stored without its text")
             return replace(failure, message="(the redaction hook raised)", traceback="")
 
-    async def run_until_idle(self, *, skip_time: bool = False) -> None:
+    async def run_until_idle(self, *, skip_time: bool = False, until: datetime | None = None) -> None:
         """For tests: execute here until nothing is due, with a worker of its own when none is running.
 
         Args:
-            skip_time: Jump the virtual clock to the next due time, again and again, until no run waits for time.
+            skip_time: Jump the virtual clock to the next due time, again and again, until no run waits for time. Ticks
+                of schedules that fall due on the way are fired; schedules never end, so they alone are not waited for.
+            until: With ``skip_time``: jump until this time instead, from tick to tick too; aware.
 
         Raises:
-            InvalidArgument: ``skip_time`` without a store on a ``VirtualClock``.
+            InvalidArgument: ``skip_time`` without a store on a ``VirtualClock``, or ``until`` without ``skip_time``.
         """
         self._check_connected()
         clock = self._store.clock
         if skip_time and not isinstance(clock, VirtualClock):
             raise InvalidArgument("skip_time needs a store on a VirtualClock")
+        if until is not None and not skip_time:
+            raise InvalidArgument("until goes with skip_time")
         worker = self._worker or await self._started_worker()
+        scheduler = self._scheduler or self._started_scheduler()
         try:
-            await worker.until_idle()
-            while skip_time and isinstance(clock, VirtualClock) and (due := clock.next_due()) is not None:
+            await _idle(worker, scheduler)
+            while skip_time and isinstance(clock, VirtualClock) and (due := _next(clock, until)) is not None:
                 clock.set(due)
-                await worker.until_idle()
+                await _idle(worker, scheduler)
         finally:
+            if scheduler is not self._scheduler:
+                scheduler.stop()
+                await scheduler.stopped(_GOODBYE)
             if worker is not self._worker:
                 await worker.stop()
+
+
+async def _idle(worker: Worker, scheduler: Scheduler) -> None:
+    await scheduler.until_idle()
+    await worker.until_idle()
+
+
+def _next(clock: VirtualClock, until: datetime | None) -> datetime | None:
+    """The time to jump to; None: stay."""
+    due = clock.next_due()
+    if until is None:
+        return due if clock.waited_for else None
+    if clock.now() >= until:
+        return None
+    return until if due is None else min(due, until)
 
 
 def _close(loop: asyncio.AbstractEventLoop) -> None:

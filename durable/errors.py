@@ -8,6 +8,7 @@
     ├── InvalidArgument           fix the call (also a ValueError)
     ├── UnknownWorkflow           register the workflow, or correct its name
     ├── RunNotFound               no run has this id or key
+    ├── ScheduleNotFound          no schedule has this name
     ├── KeyConflict               the key (or run id) belongs to a run with another input
     ├── ConcurrencyConflict       another run is active under the concurrency key
     ├── RunFinished               the run has ended, or is not in a state that allows the operation
@@ -80,6 +81,10 @@ class UnknownWorkflow(DurableError):
 
 class RunNotFound(DurableError):
     """No run has this id or key."""
+
+
+class ScheduleNotFound(DurableError):
+    """No schedule has this name."""
 
 
 class KeyConflict(DurableError):

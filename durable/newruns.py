@@ -82,7 +82,7 @@ def new_run(
     debounce = options.get("debounce")
     if debounce is not None and (ready_at is not None or delay or key is not None or run_id is not None):
         raise InvalidArgument("debounce does not go with at, delay, key or run_id")
-    text = _encoded(known, value)
+    text = encoded(known, value)
     return NewRun(
         id=new_id(now) if run_id is None else check_run_id(run_id),
         workflow=check_name(workflow if known is None else known.name, "workflow name"),
@@ -136,7 +136,8 @@ def _debounce(debounce: Debounce) -> Debounce:
     )
 
 
-def _encoded(workflow: Workflow[Any, Any] | None, value: Any) -> str | None:
+def encoded(workflow: Workflow[Any, Any] | None, value: Any) -> str | None:
+    """The input ``value`` (``MISSING``: none) as stored JSON; without a workflow it can be any JSON value."""
     if workflow is None:
         return None if value is MISSING else codec_for(Any).round_trip(value, "the input")[0]
     if value is not MISSING and (workflow.takes_input or value is not None):

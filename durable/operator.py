@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from durable.calendar import Calendar
 from durable.durations import seconds
 from durable.errors import InvalidArgument, RunFinished
 from durable.ids import check_run_id
-from durable.messenger import Messenger
 from durable.model import Queue, Rate, RunSummary, State, Verb
 from durable.names import check_name
 
@@ -17,7 +17,7 @@ _PAGE = 1000
 _PRUNE_BATCH = 500
 
 
-class Operator(Messenger):
+class Operator(Calendar):
     """A client that also changes the fate of runs."""
 
     async def pause(self, run_id: str, *, reason: str = "", by: str = "") -> None:

@@ -95,10 +95,16 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Which tick of which schedule a run is for."""
+    """Which tick of which schedule a run is for.
 
-    schedule: str
-    at: datetime  # nominal: without jitter and lateness
+    Attributes:
+        name: The schedule's.
+        at: The tick's nominal time, aware, in UTC: without jitter and lateness. Of a run that was triggered by hand:
+            when that was.
+    """
+
+    name: str
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ GRACE = timedelta(seconds=60)
 with ``catch_up="none"`` shall not fire at nine what was due at midnight."""
 
 MAX_JITTER = 86_400.0
+_MICROSECOND = timedelta(microseconds=1)
 MAX_QUEUED = 10_000
 
 PAGE = 200
@@ -215,7 +216,7 @@ def first_tick(spec: ScheduleSpec, after: datetime) -> datetime | None:
 
 def upcoming(spec: ScheduleSpec, after: datetime, count: int) -> list[datetime]:
     """The next ticks after ``after``, at most ``count``: a preview."""
-    return _ticks(spec, after + timedelta(microseconds=1), rules.LAST, count)
+    return _ticks(spec, after + _MICROSECOND, rules.LAST, count)
 
 
 def between(spec: ScheduleSpec, since: datetime, until: datetime, limit: int) -> list[datetime]:
@@ -254,7 +255,7 @@ def _ticks(spec: ScheduleSpec, since: datetime, until: datetime, limit: int) -> 
 
 def _following(spec: ScheduleSpec, rule: Rule, after: datetime) -> datetime | None:
     if spec.start_at is not None:
-        after = max(after, spec.start_at - timedelta(microseconds=1))
+        after = max(after, spec.start_at - _MICROSECOND)
     tick = rule.next(after)
     return None if tick is None or (spec.end_at is not None and tick >= spec.end_at) else tick
 
@@ -411,6 +412,12 @@ def fired(
         skipped=dict(Counter(stored.skipped) + Counter(skipped)),
     )
     return ScheduleWrite(after, stored, runs)
+
+
+def by_hand(stored: Schedule, now: datetime) -> datetime:
+    """The nominal time of a tick that is triggered by hand: now, or the next microsecond that is no other tick's."""
+    tick = now if stored.last_at is None else max(now, stored.last_at + _MICROSECOND)
+    return tick + _MICROSECOND if tick == stored.next_at or between(stored.spec, tick, tick + _MICROSECOND, 1) else tick
 
 
 def _changed(stored: Schedule, now: datetime) -> Schedule:

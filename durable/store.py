@@ -77,8 +77,11 @@ class Clock(Protocol):
         """The present time, aware, in UTC; never behind what the database would say by more than its error."""
         ...
 
-    def call_at(self, when: datetime, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call ``callback`` on the running event loop at ``when``; the result cancels it."""
+    def call_at(self, when: datetime, callback: Callable[[], None], *, recurring: bool = False) -> Callable[[], None]:
+        """Call ``callback`` on the running event loop at ``when``; the result cancels it.
+
+        ``recurring``: it will be asked for again and again, without end, so that no test can wait for the last one.
+        """
         ...
 
 

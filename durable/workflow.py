@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Generic, TypeVar, overload
 
 from durable.codec import codec_for, input_codec, result_codec
 from durable.context import Context
+from durable.declarations import ScheduleOptions, declaration
 from durable.durations import seconds
 from durable.errors import InvalidArgument
 from durable.names import check_name
@@ -37,6 +38,7 @@ class Workflow(Generic[In, Out]):
         timeout: float | timedelta | None = None,
         queue: str = DEFAULT_QUEUE,
         signals: Mapping[str, Any] | None = None,
+        schedule: ScheduleOptions | Sequence[ScheduleOptions] = (),
     ) -> None:
         if not inspect.iscoroutinefunction(fn):
             raise InvalidArgument(f"workflow {getattr(fn, '__name__', fn)!r} must be an async function")
@@ -49,6 +51,8 @@ class Workflow(Generic[In, Out]):
         self.signals = {check_name(n, "signal name"): codec_for(type_) for n, type_ in (signals or {}).items()}
         self.takes_input, self.input_has_default, self.input_codec = input_codec(fn)
         self.result_codec = result_codec(fn)
+        declared = [schedule] if isinstance(schedule, Mapping) else schedule
+        self.schedules = tuple(declaration(self, options) for options in declared)
         self.__doc__ = fn.__doc__
         self.__name__ = fn.__name__
         self.__wrapped__ = fn
@@ -100,6 +104,7 @@ def workflow(
     timeout: float | timedelta | None = None,
     queue: str = DEFAULT_QUEUE,
     signals: Mapping[str, Any] | None = None,
+    schedule: ScheduleOptions | Sequence[ScheduleOptions] = (),
 ) -> _Decorator: ...
 def workflow(
     fn: Any = None,
@@ -111,6 +116,7 @@ def workflow(
     timeout: float | timedelta | None = None,
     queue: str = DEFAULT_QUEUE,
     signals: Mapping[str, Any] | None = None,
+    schedule: ScheduleOptions | Sequence[ScheduleOptions] = (),
 ) -> Any:
     """Make a workflow of an async function ``(ctx)`` or ``(ctx, input)``.
 
@@ -125,9 +131,13 @@ def workflow(
         queue: Where its runs go unless the trigger says otherwise. Default ``default``.
         signals: The types of the signals it waits for, by name, so that a payload that does not fit is refused to its
             sender.
+        schedule: When it is run by itself, such as ``{"cron": "0 6 * * mon", "timezone": "Europe/Paris"}``: see
+            ``ScheduleOptions``. Several have names of their own. The start of a worker creates or changes them.
 
     Raises:
         InvalidArgument: The function is not async, takes something else, or an argument is out of its range.
     """
-    decorator: Any = _Decorator(name=name, version=version, retry=retry, timeout=timeout, queue=queue, signals=signals)
+    decorator: Any = _Decorator(
+        name=name, version=version, retry=retry, timeout=timeout, queue=queue, signals=signals, schedule=schedule
+    )
     return decorator if fn is None else decorator(fn)

@@ -31,21 +31,24 @@ class VirtualClock:
         self._order = count()  # callbacks of one instant run in the order in which they were asked for
         self._due: list[tuple[datetime, int]] = []
         self._callbacks: dict[int, Callable[[], None]] = {}  # without those that ran or were cancelled
+        self._recurring: set[int] = set()  # those among them that are asked for without end
         self._listeners: list[Callable[[timedelta], None]] = []
 
     def now(self) -> datetime:
         return self._now
 
-    def call_at(self, when: datetime, callback: Callable[[], None]) -> Callable[[], None]:
+    def call_at(self, when: datetime, callback: Callable[[], None], *, recurring: bool = False) -> Callable[[], None]:
         """Call ``callback`` when time reaches ``when``: inside ``advance``, or soon when that is past already."""
         if when <= self._now:
             return asyncio.get_running_loop().call_soon(callback).cancel
         number = next(self._order)
         heappush(self._due, (when, number))
         self._callbacks[number] = callback
+        if recurring:
+            self._recurring.add(number)
 
         def cancel() -> None:
-            self._callbacks.pop(number, None)
+            self._take(number)
 
         return cancel
 
@@ -72,7 +75,9 @@ class VirtualClock:
             listener(when - self._now)
         while (due := self.next_due()) is not None and due <= when:
             self._now = max(self._now, due)  # a callback may itself have moved the time
-            self._callbacks.pop(heappop(self._due)[1])()
+            callback = self._take(heappop(self._due)[1])
+            assert callback is not None
+            callback()
         self._now = max(self._now, when)
 
     def next_due(self) -> datetime | None:
@@ -80,6 +85,15 @@ class VirtualClock:
         while self._due and self._due[0][1] not in self._callbacks:
             heappop(self._due)
         return self._due[0][0] if self._due else None
+
+    @property
+    def waited_for(self) -> bool:
+        """Whether a callback is asked for that is not one of those which are asked for without end: schedules'."""
+        return len(self._callbacks) > len(self._recurring)
+
+    def _take(self, number: int) -> Callable[[], None] | None:
+        self._recurring.discard(number)
+        return self._callbacks.pop(number, None)
 
     def listen(self, listener: Callable[[timedelta], None]) -> None:
         """Call ``listener`` with the time that is about to pass, before it does."""

@@ -13,6 +13,7 @@ import durable
 import durable.testing
 from durable import errors
 from durable.store import Clock
+from durable.timetable import Timetable
 
 PUBLIC = {
     # defining and running
@@ -30,6 +31,8 @@ PUBLIC = {
         "SyncClient",
         "SyncRunHandle",
     ),
+    # schedules
+    *("Schedule", "ScheduleSpec", "ScheduleOptions", "Overlap", "CatchUp", "Skip", "Tick", "ScheduleNotFound"),
     # inside a step
     *("current_step", "CurrentStep"),
     # errors
@@ -56,7 +59,7 @@ PUBLIC = {
     *("RunFailed", "RunCompensated", "RunDeadLettered", "RunCancelled", "NonRetryable", "RetryAfter"),
 }
 PUBLIC_FOR_TESTS = {"MemoryStore", "VirtualClock"}
-SEAM = {*vars(durable.Store), *vars(Clock)}
+SEAM = {*vars(durable.Store), *vars(Timetable), *vars(Clock)}
 
 
 def test_all_is_exactly_what_is_public() -> None:

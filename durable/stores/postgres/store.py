@@ -51,12 +51,13 @@ from durable.stores.postgres.routing import Routes
 from durable.stores.postgres.sessions import Sessions
 from durable.stores.postgres.transactions import Transactions
 from durable.stores.postgres.wire import Call
+from durable.stores.unscheduled import Unscheduled
 
 SHARD = "0"  # a single Postgres has one
 _LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 
-class PostgresStore:
+class PostgresStore(Unscheduled):
     """Runs in a schema of a Postgres database.
 
     Constructing it does no I/O.

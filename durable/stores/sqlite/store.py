@@ -52,6 +52,7 @@ from durable.stores.sqlite.queues import decode_queues, encode_queues, next_read
 from durable.stores.sqlite.requesting import ask
 from durable.stores.sqlite.thread import StoreThread
 from durable.stores.sqlite.transactions import Transactions
+from durable.stores.unscheduled import Unscheduled
 
 T = TypeVar("T")
 
@@ -67,7 +68,7 @@ _PRUNE_AT_ONCE = 50  # runs a transaction: with 100 records each 17 ms; 500 of t
 _MAX_DOCUMENT = 64 * 1024 * 1024  # characters a statement; SQLite's own limit is 1,000,000,000 bytes
 
 
-class SQLiteStore(Exchange):
+class SQLiteStore(Exchange, Unscheduled):
     """All runs in one SQLite file, which several processes of one machine may share.
 
     Args:
