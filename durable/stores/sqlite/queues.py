@@ -14,7 +14,7 @@ from durable.stores.sqlite import documents
 from durable.stores.sqlite.connection import Connection
 
 _AHEAD = 200
-"""Runs that a claim looks at beyond what it may take: those of limited queues that it cannot take may stand in front."""
+"""Runs that a claim looks at beyond what it may take: some of limited queues that it cannot take may stand in front."""
 
 _LOOKS = 50
 """A claim looks so often, each time a transaction of its own, then it says that there is more to look at."""
