@@ -5,7 +5,6 @@ It executes nothing; the engine adds the worker.
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
@@ -218,7 +217,7 @@ class Client:
             self._new_run(found, workflow, value, version, None, key, None, None, tags)
             for value, key in zip(inputs, keys if keys is not None else (None,) * len(inputs), strict=True)
         ]
-        created = await asyncio.gather(*(self._creator.create(run) for run in new))
+        created = await self._creator.create_all(new)
         self._announce()
         for answer in created:
             if answer.created:
