@@ -80,9 +80,8 @@ class Attempts:
         self.busy += 1
         try:
             while True:
-                while (gate := self._gate()) is not None:
+                while (gate := self._gate(started := time.monotonic())) is not None:
                     await gate
-                started = time.monotonic()
                 if self._host.hooks.active:
                     self._host.hooks.step_started(self._run, op.key, number)
                 try:
@@ -131,7 +130,7 @@ class Attempts:
         self._resumed.clear()
         await self._resumed.wait()
 
-    def _gate(self) -> Awaitable[None] | None:
+    def _gate(self, now: float) -> Awaitable[None] | None:
         """What an attempt has to wait for: all before it is committed, the lease holds, nobody drains."""
         if self.last is not None and not self.last.done:
             return self.last.committed()
@@ -139,7 +138,7 @@ class Attempts:
             return self.resumed()
         if self.closed:
             return self._reopened()
-        if time.monotonic() >= self._host.deadline:
+        if now >= self._host.deadline:
             return self._host.renewed()
         return None
 

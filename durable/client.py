@@ -5,7 +5,6 @@ It executes nothing; the engine adds the worker.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -215,7 +214,7 @@ class Client:
             self._new_run(workflow, value, cast("TriggerOptions", {**options, "key": key}))
             for value, key in zip(inputs, keys if keys is not None else (None,) * len(inputs), strict=True)
         ]
-        created = await asyncio.gather(*(self._creator.send(run) for _, run in new))
+        created = await self._creator.send_all([run for _, run in new])
         self._announce()
         for (_, run), answer in zip(new, created, strict=True):
             if answer.created:

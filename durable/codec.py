@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import types
 import typing
 import weakref
@@ -367,10 +368,15 @@ def canonical_hash(text: str | None) -> str:
     Raises:
         PayloadError: The text is not JSON.
     """
-    try:
-        canonical = "" if text is None else _canonical(_parse(text))
-    except (ValueError, RecursionError):
-        raise PayloadError("a payload to be compared is not JSON that Python can read") from None
+    if text is None:
+        canonical = ""
+    elif _is_canonical(text):
+        canonical = text
+    else:
+        try:
+            canonical = _canonical(_parse(text))
+        except (ValueError, RecursionError):
+            raise PayloadError("a payload to be compared is not JSON that Python can read") from None
     return hashlib.blake2b(canonical.encode("ascii"), digest_size=16).hexdigest()
 
 
@@ -379,6 +385,8 @@ def _number(spelled: str) -> float | int:
     return int(value) if value.is_integer() else value  # 1.0, 1e0 and 1 are one number
 
 
+# A number, a word or a text that has one spelling: ids are common inputs, and parsing one takes 10 µs.
+_is_canonical = re.compile(r'(?:0|-?[1-9][0-9]{0,17}|"[ !#-\[\]-~]*"|true|false|null)\Z').match
 _parse = json.JSONDecoder(parse_float=_number).decode
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from datetime import datetime
 from uuid import UUID
@@ -23,8 +24,10 @@ def new_id(now: datetime) -> str:
         if counter >> 12:
             milliseconds, counter = last + 1, 0
     _last = (milliseconds, counter)
-    value = (milliseconds << 80) | (7 << 76) | (counter << 64) | (2 << 62) | secrets.randbits(62)
-    return str(UUID(int=value))
+    rest = int.from_bytes(os.urandom(8), "big") >> 2
+    # Spelled here: a UUID object that is made and printed takes as long as all the rest.
+    digits = f"{milliseconds:012x}7{counter:03x}{(2 << 62) | rest:016x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def check_run_id(value: str) -> str:

@@ -313,8 +313,13 @@ class Replay:
         """The record of a result that is delivered now, for the first time."""
         self._close(op)
         self.seq += 1
-        self.now = at = at if at > self.now else self.now
-        key, kind = (op.key, op.kind) if op.kind not in _SCHEDULED else (f"{op.key}/woke", Kind.WOKE)
+        if at > self.now:
+            self.now = at
+        else:
+            at = self.now
+        key, kind = op.key, op.kind
+        if kind in _SCHEDULED:
+            key, kind = f"{key}/woke", Kind.WOKE
         return Record(self.seq, key, kind, at, data, failed, attempt, duration, self.begun, compensable)
 
     def draft(

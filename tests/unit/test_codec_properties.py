@@ -11,7 +11,7 @@ from typing import Any, cast
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from durable.codec import (
@@ -38,6 +38,15 @@ WHAT = "the result of step 'x'"
 )
 def test_the_canonical_hash_does_not_depend_on_the_spelling(one: str, other: str) -> None:
     assert canonical_hash(one) == canonical_hash(other)
+
+
+@given(st.one_of(st.integers(), st.text(), st.booleans(), st.none(), st.floats(allow_nan=False, allow_infinity=False)))
+@example("\x7f")
+@example('"\\/')
+@example(-(10**17))
+def test_the_canonical_hash_of_a_scalar_does_not_depend_on_white_space(value: object) -> None:
+    for text in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
+        assert canonical_hash(text) == canonical_hash(f" {text}")
 
 
 def test_the_canonical_hash_tells_values_apart() -> None:
