@@ -3,7 +3,9 @@
 
 GRANT USAGE ON SCHEMA durable TO durable_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA durable TO durable_app;
+GRANT USAGE ON ALL SEQUENCES IN SCHEMA durable TO durable_app;
 ALTER DEFAULT PRIVILEGES IN SCHEMA durable GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO durable_app;
+ALTER DEFAULT PRIVILEGES IN SCHEMA durable GRANT USAGE ON SEQUENCES TO durable_app;
 
 -- What the role that migrates needs: GRANT CREATE ON DATABASE app TO durable_owner;
 -- or a schema that it owns: CREATE SCHEMA durable AUTHORIZATION durable_owner;

@@ -166,7 +166,7 @@ async def test_P45_a_plan_made_on_empty_tables_reads_little_of_full_ones(still: 
     worker, batch = str(uuid4()), str(uuid4())
     still.rows("INSERT INTO durable.workers SELECT %s, unnest(ARRAY['claim', 'flush']), now() + interval '1 h'", worker)
     claim = session.run("claim_runs", worker, "0", "{1,2,3}", "10", batch, "{}", "{}", "{}")
-    next_ = session.run("claim_rest", "0", "{1,2,3}", worker)
+    next_ = session.run("claim_rest", "0", "{1,2,3}", worker, batch)
     session.close()
     assert claim["Actual Rows"] == (10 if situation == "queued" else 0)
     assert claim["Shared Hit Blocks"] + claim["Shared Read Blocks"] < 700
@@ -232,7 +232,7 @@ async def test_P45_what_a_worker_is_told_costs_a_probe_whatever_others_are_told(
     told = "INSERT INTO durable.requests (shard, worker, run_id, wakes)"
     still.rows(f"{told} SELECT 0, gen_random_uuid(), id, 1 FROM durable.runs")
     still.rows(f"{told} SELECT 0, %s, id, 1 FROM durable.runs LIMIT 10", worker)
-    rest = session.run("claim_rest", "0", "{}", worker)
+    rest = session.run("claim_rest", "0", "{}", worker, str(uuid4()))
     session.close()
     assert rest["Shared Hit Blocks"] + rest["Shared Read Blocks"] < 200
 

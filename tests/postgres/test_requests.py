@@ -24,6 +24,7 @@ from durable.testing.conformance.harness import (
     Worker,
     claimed,
     create,
+    new_id,
     new_run,
     read,
     record,
@@ -213,7 +214,8 @@ async def test_P30_a_request_made_while_an_earlier_one_is_being_forgotten_is_tol
     await store.request(one.run.id, RESUME)
     claim_rest = statements("postgres", postgres.schema)["claim_rest"].encode()
     with psycopg.connect(postgres.url, cursor_factory=psycopg.RawCursor) as claiming:
-        ((_, _, asked),) = claiming.execute(claim_rest, ["0", "{}", worker.id]).fetchall()
+        parameters = ["0", "{}", worker.id, new_id()]
+        ((_, _, asked, *_),) = claiming.execute(claim_rest, parameters).fetchall()
         assert asked is None
         assert await other.request(one.run.id, PAUSE) is _R
     assert dict((await worker.claim(limit=0)).requests) == {one.run.id: PAUSE}

@@ -85,8 +85,12 @@ async def test_the_documented_grants_are_enough_to_run(postgres: Postgres) -> No
         grants = re.sub(r"\bdurable\b", postgres.schema, (SQL / "grants.sql").read_text())
         postgres.rows(grants.replace("durable_app", name))
         for statement in statements("postgres", postgres.schema).values():
-            tables = re.findall(r'"' + postgres.schema + r'"\.(\w+)', statement)
-            for table in tables:
+            named = re.findall(r'"' + postgres.schema + r'"\.(\w+)', statement)
+            sequences = [one for one in named if one.endswith("_seq")]
+            for sequence in sequences:
+                query = f"SELECT has_sequence_privilege('{name}', '{postgres.schema}.{sequence}', 'USAGE')"
+                assert postgres.rows(query) == [(True,)]
+            for table in set(named) - set(sequences):
                 for right in ("SELECT", "INSERT", "UPDATE", "DELETE"):
                     query = f"SELECT has_table_privilege('{name}', '{postgres.schema}.{table}', '{right}')"
                     assert postgres.rows(query) == [(True,)]

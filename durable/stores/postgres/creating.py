@@ -11,10 +11,13 @@ from durable.stores.postgres import literals, rows
 from durable.stores.postgres.connections import REPEATS
 from durable.stores.postgres.literals import Parameter
 from durable.stores.postgres.sessions import Sessions
+from durable.stores.postgres.wire import Call
 
 
-async def create(sessions: Sessions, runs: Sequence[NewRun], routes: Mapping[Route, int]) -> list[Created]:
-    """What became of ``runs``, whose ids differ.
+async def create(
+    sessions: Sessions, runs: Sequence[NewRun], routes: Mapping[Route, int], *beside: Call
+) -> list[Created]:
+    """What became of ``runs``, whose ids differ. ``beside`` follows in the same transaction.
 
     Raises:
         StoreUnavailable: Time and again a run was in the way, and was deleted before it could be looked at.
@@ -24,17 +27,19 @@ async def create(sessions: Sessions, runs: Sequence[NewRun], routes: Mapping[Rou
         left = [run for run in runs if run.id not in found]
         if not left:
             return [found[run.id] for run in runs]
-        found.update(await _create(sessions, left, routes))
+        found.update(await _create(sessions, left, routes, *beside))
     raise StoreUnavailable("create_runs: a run that was in the way is gone")
 
 
-async def _create(sessions: Sessions, runs: Sequence[NewRun], routes: Mapping[Route, int]) -> dict[str, Created]:
+async def _create(
+    sessions: Sessions, runs: Sequence[NewRun], routes: Mapping[Route, int], *beside: Call
+) -> dict[str, Created]:
     """One transaction for all of ``runs``, and a look at what was in the way; no answer where it is gone by then."""
     calls = [sessions.call("add_runs", *_runs(runs, routes))]
     if keyed := [run for run in runs if run.key is not None]:
         calls.insert(0, sessions.call("add_keys", *_keys(keyed)))
-    answers = await sessions.create.transaction(*calls)
-    inserted = {row[0] for row in answers[-1]}
+    answers = await sessions.create.transaction(*calls, *beside)
+    inserted = {row[0] for row in answers[len(calls) - 1]}
     others = {run.id: run for run in runs if run.id not in inserted}
     standing = await sessions.read("standing", *_standing(list(others.values()))) if others else []
     return {run_id: Created(run_id, True) for run_id in inserted} | {

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from durable.errors import RunNotFound, StoreUnavailable
 from durable.states import TERMINAL
-from durable.stores.postgres import literals, rows
+from durable.stores.postgres import events, literals, rows
 from durable.stores.postgres.requesting import PAUSE, TRIES
 from durable.stores.postgres.sessions import Sessions
 
@@ -48,6 +48,7 @@ class Pruning:
         while gone < limit and (at := self._next(at, before)) < end:
             gone += await self._look(sessions, at, end, before, limit - gone)
             at = self._end_of_stretch(at)
+        await sessions.write("prune", events.forget_call(sessions, self._shard))
         return gone
 
     async def _look(self, sessions: Sessions, after: str, end: str, before: datetime, limit: int) -> int:

@@ -86,6 +86,8 @@ def _calls(sessions: Sessions, run: Run, wakes: int, request: Request, plan: Pla
         calls.append(sessions.call("add_request", shard, run.id, request_to_json(request)))
     if plan.requested is not None:
         calls.append(sessions.call("tell_worker", shard, run.id))
+    if plan.ended and run.linked:
+        calls.append(sessions.call("tell_parents", literals.scalars([run.shard]), literals.ids([run.id]), "false"))
     return calls
 
 

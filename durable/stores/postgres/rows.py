@@ -20,6 +20,7 @@ from durable.model import (
     Request,
     Run,
     RunSummary,
+    Signal,
     State,
 )
 from durable.store import Route
@@ -75,9 +76,14 @@ def _summary(row: Row) -> dict[str, Any]:
 
 
 def claimed(
-    runs: Sequence[Row], histories: Iterable[Row], routes: Mapping[int, Route], worker: str, warm: Mapping[str, int]
+    runs: Sequence[Row],
+    histories: Iterable[Row],
+    inboxes: Mapping[str, Sequence[Signal]],
+    routes: Mapping[int, Route],
+    worker: str,
+    warm: Mapping[str, int],
 ) -> list[ClaimedRun]:
-    """From ``claim_runs`` and ``claim_histories``."""
+    """From ``claim_runs``, ``claim_histories`` and ``claim_signals``."""
     records: dict[str, list[Record]] = {row[0]: [] for row in runs}
     for row in histories:
         records[row[0]].append(record(row))
@@ -90,10 +96,10 @@ def claimed(
         run = Run(
             id_, workflow, version, _STATES[state], created, key, _tags(tags), started, None, None, None, requested,
             worker, claim, takeovers, shard, queue, priority, limit_key, concurrency_key, parent, linked,
-            input_, None, error, seed,
+            input=input_, error=error, seed=seed,
         )  # fmt: skip
         current = warm.get(id_) == claim - 1
-        found.append(ClaimedRun(run, None if current else records[id_], wakes))
+        found.append(ClaimedRun(run, None if current else records[id_], wakes, inboxes.get(id_, ())))
     return found
 
 

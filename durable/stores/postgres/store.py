@@ -25,8 +25,11 @@ from durable.errors import (
 from durable.model import (
     Claimed,
     Created,
+    Emitted,
     NewRun,
+    NewSignal,
     Outcome,
+    Published,
     Reaped,
     Record,
     Renewal,
@@ -36,11 +39,13 @@ from durable.model import (
     RunRef,
     RunSummary,
     RunWrite,
+    Sent,
     State,
+    Unread,
 )
 from durable.sql import check_schema, migrations, statements
 from durable.store import Clock, Hint, Route
-from durable.stores.postgres import creating, literals, migrating, pruning, requesting, rows
+from durable.stores.postgres import creating, events, literals, migrating, pruning, requesting, rows, signals
 from durable.stores.postgres import writes as flushing
 from durable.stores.postgres.connections import Server
 from durable.stores.postgres.hints import Hints
@@ -211,10 +216,10 @@ class PostgresStore(Unscheduled):
 
     async def reap(self, limit: int = 5) -> Reaped:
         calls = [self._call("delete_expired"), *self._release(limit), self._call("stuck_workers", str(STUCK_AFTER))]
-        _, *released, _, _, [[stuck]] = await self._use.write("reap", *calls)
+        _, *released, _, _, _, [[stuck]] = await self._use.write("reap", *calls)
         if stuck:
             await self._blockers.end()
-            _, more, _, _, _ = await self._use.write("reap", *calls)
+            _, more, *_ = await self._use.write("reap", *calls)
             released.append(more)
         return rows.reaped(row for [row] in released)
 
@@ -222,6 +227,7 @@ class PostgresStore(Unscheduled):
         error = rows.gave_up(limit)
         return [
             self._call("release_orphans", str(limit), error, worker),
+            self._call("tell_parents", "{}", literals.ids([]), "true"),
             self._call("forget_claims"),
             self._call("forget_requests"),
         ]
@@ -248,12 +254,28 @@ class PostgresStore(Unscheduled):
             *(literals.ids(list(warm)), literals.scalars(list(warm.values())), literals.ids(done)),
         )
         lane = self._use.claim
-        runs, histories, [[now, next_ready_at, asked]] = await lane.transaction(
-            claim, self._call("claim_histories", worker, batch), self._call("claim_rest", SHARD, turned, worker)
+        [drained], runs, histories, inboxes, [[now, next_ready_at, asked, signalled, stirred]] = await lane.transaction(
+            self._call("drain_wakes", SHARD),
+            claim,
+            self._call("claim_histories", worker, batch),
+            self._call("claim_signals", worker, batch),
+            self._call("claim_rest", SHARD, turned, worker, batch),
         )
         self._clock.observe(now, lane.sent)
-        taken = rows.claimed(runs, histories, self._routes.by_number, worker, warm)
-        return Claimed(taken, next_ready_at, rows.requests(asked))
+        left, gone = drained
+        again = now + signals.AGAIN if left else None
+        await signals.forget(self._use, SHARD, gone)
+        if stirred:
+            given, more = await events.match(self._use, SHARD)
+            again = now if given or more else again
+        if again is not None:
+            next_ready_at = again if next_ready_at is None else min(next_ready_at, again)
+        taken = rows.claimed(runs, histories, signals.by_run(inboxes), self._routes.by_number, worker, warm)
+        return Claimed(taken, next_ready_at, rows.requests(asked), signalled)
+
+    async def unread(self, worker: str, run_ids: Sequence[str]) -> Mapping[str, Unread]:
+        known = _known(run_ids)
+        return await signals.unread(self._use, SHARD, worker, known) if known else {}
 
     async def owned(self, worker: str) -> list[RunRef]:
         return [RunRef(*row) for row in await self._use.read("owned", worker)]
@@ -262,13 +284,30 @@ class PostgresStore(Unscheduled):
         if not writes:
             return []
         calls = [self._call("commit_writes", *flushing.parameters(worker, writes))]
+        asking: list[Call] = []
+        if any(write.also is not None or write.ref.linked for write in writes):
+            asking = signals.lost(self._use, worker, writes)
+            calls += [*asking, *await self._beside(worker, writes)]
         if again := [write for write in writes if write.change is not None and write.change.drop_failed]:
             calls.append(await self._set_aside(again))
         try:
-            answers, *_ = await self._use.flush.transaction(*calls)
+            answers, *others = await self._use.flush.transaction(*calls)
         except PayloadError as error:
             return await self._commit_the_rest(worker, writes, error)
+        answers += others[0] if asking else []
         return await self._explained(writes, answers) if answers else [Outcome.APPLIED] * len(writes)
+
+    async def _beside(self, worker: str, writes: Sequence[RunWrite]) -> list[Call]:
+        """What some of the writes do to others than their runs, each in a statement of its own."""
+        new = [Route(run.workflow, run.version, run.queue) for w in writes if w.also for run in w.also.children]
+        routes = await self._routes.numbers(self._use, new)
+        return [
+            *signals.children(self._use, worker, writes, routes),
+            *signals.consumed(self._use, worker, writes),
+            *events.awaited(self._use, worker, writes),
+            *events.emitted(self._use, writes),
+            *signals.ends(self._use, writes),
+        ]
 
     async def transact(
         self,
@@ -334,6 +373,19 @@ class PostgresStore(Unscheduled):
         answers = iter(await creating.create(self._use, list(first.values()), numbers))
         again = iter(await self.create_runs([run for run in runs if first[run.id] is not run]))
         return [next(answers if first[run.id] is run else again) for run in runs]
+
+    async def create_with_signal(self, run: NewRun, signal: NewSignal) -> tuple[Created, Sent]:
+        routes = await self._routes.numbers(self._use, [Route(run.workflow, run.version, run.queue)])
+        return await signals.create_with(self._use, run, signal, routes)
+
+    async def send_signals(self, new: Sequence[NewSignal]) -> list[Sent]:
+        return await signals.send(self._use, new)
+
+    async def publish(self, new: Sequence[Published]) -> None:
+        await events.publish(self._use, SHARD, new)
+
+    async def emitted(self, after: str | None, limit: int) -> list[Emitted]:
+        return await events.log(self._use, SHARD, after, limit)
 
     async def request(self, run_id: str, request: Request) -> State | None:
         return await requesting.ask(self._use, SHARD, _existing(run_id), request)

@@ -117,7 +117,9 @@ def again(write: RunWrite, worker: str, run: Standing | None, stored: Stored) ->
     if write.change is None and known and len(known) == len(write.records):
         held = run is not None and run[0] == write.ref.claim and run[1] in {worker, None}
         return Outcome.APPLIED if held else Outcome.LEASE_LOST
-    return RunWrite(write.ref, [record for record in write.records if record not in known], write.change)
+    rest = [record for record in write.records if record not in known]
+    also = write.also if rest or not write.records else None  # it comes with records, and was done with them
+    return RunWrite(write.ref, rest, write.change, also)
 
 
 def was_applied(write: RunWrite, run: Standing | None, stored: Stored) -> bool:

@@ -1,6 +1,7 @@
--- A claim: claim_runs, claim_histories and claim_rest in one transaction and one round trip. The histories are read by a
--- second statement, whose snapshot is newer than every row that the first one took: read by the first, a record
--- could be missing, and its step would run twice without any crash.
+-- A claim: drain_wakes (signals.sql), claim_runs, claim_histories, claim_signals and claim_rest in one transaction and one
+-- round trip. Histories and signals are read by later statements, whose snapshots are newer than every row that claim_runs
+-- took: read by the same one, a record could be missing, and its step would run twice without any crash; or a signal that
+-- the counter of wakes counts already, and the run would park and not be woken.
 -- Numbers and arrays stand in sub-selects, which hide their size from the planner: where it counts on small ones, a plan
 -- for these very parameters looks cheaper than the general one, and it plans anew each time (2 ms against 0.3).
 
@@ -69,9 +70,10 @@ WITH lane AS MATERIALIZED (
             AND h.seq > run.takeover_seq AND h.kind <> 'takeover' AND h.worker IS NOT NULL) THEN 0 ELSE run.takeovers END
     RETURNING run.*
 ), recorded AS (
-    INSERT INTO durable.claims (worker, batch, shard, run_ids, replay)
+    INSERT INTO durable.claims (worker, batch, shard, run_ids, replay, inbox)
     SELECT $1::uuid, $5::uuid, $2::smallint, array_agg(t.id),
-           coalesce(array_agg(t.id) FILTER (WHERE t.claim > 1 AND w.id IS NULL), '{}')
+           coalesce(array_agg(t.id) FILTER (WHERE t.claim > 1 AND w.id IS NULL), '{}'),
+           coalesce(array_agg(t.id) FILTER (WHERE t.wakes > 0), '{}')
     FROM taken AS t
     LEFT JOIN unnest((SELECT $6::uuid[]), (SELECT $7::integer[])) AS w (id, claim) ON w.id = t.id AND w.claim = t.claim - 1
     HAVING count(*) > 0
@@ -107,30 +109,38 @@ CROSS JOIN LATERAL (
 WHERE c.worker = $1::uuid AND c.batch = $2::uuid
 
 -- name: claim_rest
--- $1 shard, $2 routes, $3 worker. The server's time, when the next of these routes' runs becomes due, and what is asked
--- of the worker's runs: {run id: request}.
+-- $1 shard, $2 routes, $3 worker, $4 batch. The server's time; when the next of these routes' runs becomes due; what is
+-- asked of the worker's runs: {run id: request}; which of them got signals that it has not asked for; and whether events or
+-- waits for them are to be compared.
 --
 -- asked    a probe of an empty index when nothing is.
--- over     rows whose run has left, or whose request was withdrawn. Nobody else deletes or locks them: another claim of
---          this worker waits for no row of this one (its lane is one connection), and the reaper touches them only
---          when the lane's row is gone, which claim_runs holds. A request that is stored at this moment has another
---          number of wakes, so it is a new row: what this snapshot takes for settled cannot be about that one.
+-- over     rows whose run has left, or whose request was withdrawn; or about signals that this very claim has brought with
+--          the run (xmin: a claim that is sent again has not). Nobody else deletes or locks them but unread_runs, which does
+--          not wait: another claim of this worker waits for no row of this one (its lane is one connection), and the reaper
+--          touches them only when the lane's row is gone, which claim_runs holds. A request that is stored at this moment
+--          has another number of wakes, so it is a new row: what this snapshot takes for settled cannot be about that one.
 WITH asked AS MATERIALIZED (
-    SELECT q.shard, q.run_id, q.wakes, run.requested
+    SELECT q.shard, q.run_id, q.wakes, q.signalled, run.requested, run.held, run.brought
     FROM (SELECT FROM durable.workers WHERE id = $3::uuid AND lane = 'claim') AS lane
     CROSS JOIN LATERAL (
         SELECT x.* FROM durable.requests AS x WHERE x.shard = $1::smallint AND x.worker = $3::uuid OFFSET 0
     ) AS q
     LEFT JOIN LATERAL (
-        SELECT r.requested FROM durable.runs AS r
+        SELECT r.requested, true AS held, r.xmin = pg_current_xact_id_if_assigned()::xid AND EXISTS (
+            SELECT FROM durable.claims AS c
+            WHERE c.worker = $3::uuid AND c.batch = $4::uuid AND r.id = ANY (c.run_ids)) AS brought
+        FROM durable.runs AS r
         WHERE r.shard = q.shard AND r.id = q.run_id AND (r.owner = $3::uuid) IS TRUE LIMIT 1
     ) AS run ON true
 ), over AS (
     DELETE FROM durable.requests AS q USING asked AS a
-    WHERE a.requested IS NULL
+    WHERE CASE WHEN a.signalled THEN a.held IS NULL OR a.brought ELSE a.requested IS NULL END
       AND q.shard = $1::smallint AND q.worker = $3::uuid AND q.run_id = a.run_id AND q.wakes = a.wakes
 )
-SELECT now(), min(next.ready_at), (SELECT json_object_agg(run_id, requested)::text FROM asked WHERE requested IS NOT NULL)
+SELECT now(), min(next.ready_at),
+       (SELECT json_object_agg(run_id, requested)::text FROM asked WHERE requested IS NOT NULL AND NOT signalled),
+       ARRAY(SELECT DISTINCT run_id FROM asked WHERE signalled AND held AND NOT brought ORDER BY run_id),
+       (SELECT true FROM durable.stirred AS s WHERE s.shard = $1::smallint ORDER BY s.id LIMIT 1) IS TRUE
 FROM generate_series(0, 9) AS p (priority)
 CROSS JOIN unnest((SELECT $2::integer[])) AS route (id)
 CROSS JOIN LATERAL (

@@ -85,8 +85,9 @@ SELECT ARRAY(SELECT id FROM looked WHERE found ORDER BY id), (SELECT id FROM loo
 -- name: delete_runs
 -- $1 shard, $2 ids, $3 before. Those that are terminal since before then, with all that belongs to them; answers their ids.
 --
--- It locks in the order of ids and passes by what somebody holds, and nobody waits inside it: after the runs it deletes
--- rows that only a holder of their run's lock touches. So it is in no deadlock, although runs come before keys here; a
+-- It locks in the order of ids and passes by what somebody holds. After the runs it deletes rows that only a holder of
+-- their run's lock touches; for a wait it may wait for match_events, which holds no run and passes by what this holds (a
+-- signal that comes meanwhile is left over: forget_signals). So it is in no deadlock, although runs come before keys here; a
 -- trigger that waits for a deleted key waits for this transaction alone.
 -- A run is taken only as the very row that the snapshot shows (ctid): then its history, which nobody writes without
 -- changing the run, is complete in the snapshot too. A run that was retried at this moment is another row, and stays.
@@ -108,6 +109,27 @@ WITH locked AS MATERIALIZED (
         CROSS JOIN LATERAL (
             SELECT x.ctid FROM durable.history AS x WHERE x.shard = $1::smallint AND x.run_id = l.id OFFSET 0
         ) AS h
+    ))
+), inbox AS (
+    DELETE FROM durable.signals WHERE ctid = ANY (ARRAY(
+        SELECT s.ctid FROM locked AS l
+        CROSS JOIN LATERAL (
+            SELECT x.ctid FROM durable.signals AS x WHERE x.shard = $1::smallint AND x.run_id = l.id OFFSET 0
+        ) AS s
+    ))
+), waits AS (
+    DELETE FROM durable.awaited WHERE ctid = ANY (ARRAY(
+        SELECT w.ctid FROM locked AS l
+        CROSS JOIN LATERAL (
+            SELECT x.ctid FROM durable.awaited AS x WHERE x.shard = $1::smallint AND x.run_id = l.id OFFSET 0
+        ) AS w
+    ))
+), log AS (
+    DELETE FROM durable.emits WHERE ctid = ANY (ARRAY(
+        SELECT e.ctid FROM locked AS l
+        CROSS JOIN LATERAL (
+            SELECT x.ctid FROM durable.emits AS x WHERE x.shard = $1::smallint AND x.run_id = l.id OFFSET 0
+        ) AS e
     ))
 ), keys AS (
     DELETE FROM durable.keys WHERE ctid = ANY (ARRAY(
