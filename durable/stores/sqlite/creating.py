@@ -46,7 +46,7 @@ def _create(db: Connection, now: Now, runs: Sequence[NewRun]) -> list[Created]:
 
 def _replace(db: Connection, now: Now, new: NewRun, created: Created, *, again: bool) -> Created:
     """Ask all that stand in the line before the new run to cancel, unless the same trigger has asked them."""
-    line = json.loads(db.value("line", {"workflow": new.workflow, "key": new.concurrency_key}))
+    line: list[str] = json.loads(db.value("line", {"workflow": new.workflow, "key": new.concurrency_key}))
     others = line[: line.index(new.id)] if new.id in line else []
     for run_id in () if again else others:
         ask(db, now, run_id, requests.replacement(new.id), None)

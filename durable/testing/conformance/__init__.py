@@ -15,6 +15,7 @@ from durable.testing.conformance.claims import ClaimConformance
 from durable.testing.conformance.commits import CommitConformance
 from durable.testing.conformance.concurrency import ConcurrencyConformance
 from durable.testing.conformance.crossings import CrossingConformance
+from durable.testing.conformance.crowds import CrowdConformance
 from durable.testing.conformance.debounce import DebounceConformance
 from durable.testing.conformance.effects import EffectConformance
 from durable.testing.conformance.erasure import ErasureConformance
@@ -59,6 +60,7 @@ class StoreConformance(
     LimitConformance,
     ConcurrencyConformance,
     DebounceConformance,
+    CrowdConformance,
     ScheduleConformance,
 ):
     """All of it. A subclass provides the fixture ``harness``."""

@@ -165,7 +165,7 @@ class DebounceConformance:
 
     async def test_a_queued_run_is_debounced_too(self, harness: StoreHarness) -> None:
         store = await harness.fresh()
-        concurrency = {"concurrency_key": "k", "policy": Policy.QUEUE}
+        concurrency: dict[str, Any] = {"concurrency_key": "k", "policy": Policy.QUEUE}
         (first,) = await create(store, new_run(**concurrency))
         (second,) = await create(store, debounced(0, input="1", **concurrency))
         assert await store.create_runs([debounced(0, input="2", **concurrency)]) == [Created(second, False)]

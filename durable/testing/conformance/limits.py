@@ -150,6 +150,18 @@ class LimitConformance:
             rest += 1
         assert ended + rest == 5
 
+    async def test_a_limit_key_means_nothing_where_there_are_no_limits(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        await store.put_queues([Queue("post", per_key=1)])
+        worker, held = await hold(store, *(mail(limit_key="a") for _ in range(3)))
+        assert len(held) == 3
+        assert not any(one.ref.linked for one in held)
+        await worker.apply(held[0], change=states.pause(_R, "by hand"))
+        (paused,) = await create(store, mail(limit_key="a"))
+        await store.request(paused, PAUSE)
+        await store.request(held[0].run.id, RESUME)
+        assert await get_ids(worker) == [held[0].run.id]
+
     @pytest.mark.parametrize("going", _GOING)
     async def test_who_goes_before_it_used_its_chance_leaves_it_to_the_next(
         self, harness: StoreHarness, going: str
@@ -274,8 +286,10 @@ class LimitConformance:
         worker = await Worker.start(store)
         for _ in range(3):
             batch = str(uuid4())
-            for _ in range(3):
-                (one,) = (await worker.claim(5, [MAIL], batch=batch)).runs
+            (one,) = (await worker.claim(5, [MAIL], batch=batch)).runs
+            for _ in range(2):
+                (again,) = (await worker.claim(5, [MAIL], batch=batch)).runs
+                assert again.ref == one.ref
             await worker.apply(one, change=RELEASE)
         assert (await worker.claim(5, [MAIL])).runs == []
 

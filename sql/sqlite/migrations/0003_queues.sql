@@ -92,19 +92,19 @@ CREATE TRIGGER durable_going_on_into INSTEAD OF INSERT ON durable_going_on BEGIN
         WHERE b.queue = NEW.queue AND b.limit_key = NEW.limit_key
             AND b.workflow = NEW.workflow AND b.version = NEW.version AND b.waiting = 1
         ORDER BY b.priority, b.due_at, b.run
-        LIMIT max(0, min(
-            (
-                SELECT CASE WHEN q.per_key IS NULL THEN 1000000000 ELSE q.per_key - (
+        LIMIT coalesce((
+            SELECT max(0, min(
+                CASE WHEN q.per_key IS NULL THEN 1000000000 ELSE q.per_key - (
                     SELECT count(*) FROM durable_places AS p WHERE p.queue = q.name AND p.limit_key = NEW.limit_key)
-                END
-                FROM durable_queues AS q WHERE q.name = NEW.queue),
-            (
-                SELECT CASE WHEN q.key_rate IS NULL THEN 1000000000 ELSE max(1, NEW.tokens) END
-                FROM durable_queues AS q WHERE q.name = NEW.queue)) - (
-            SELECT count(*)
-            FROM durable_blocked AS g
-            WHERE g.queue = NEW.queue AND g.limit_key = NEW.limit_key
-                AND g.workflow = NEW.workflow AND g.version = NEW.version AND g.waiting = 0)));
+                END,
+                CASE WHEN q.key_rate IS NULL THEN 1000000000 ELSE max(1, NEW.tokens) END
+            ) - (
+                SELECT count(*)
+                FROM durable_blocked AS g
+                WHERE g.queue = NEW.queue AND g.limit_key = NEW.limit_key
+                    AND g.workflow = NEW.workflow AND g.version = NEW.version AND g.waiting = 0))
+            FROM durable_queues AS q
+            WHERE q.name = NEW.queue), 0));
 END;
 
 CREATE TRIGGER durable_blocked_goes_on AFTER UPDATE OF waiting ON durable_blocked
