@@ -10,7 +10,8 @@ from durable.store import Store
 
 VERBS = frozenset(
     {"claim", "commit", "create_runs", "delete", "ended", "find_key", "get_runs", "history", "list_runs", "owned",
-     "prune", "reap", "register", "request", "retry_from", "unregister"}
+     "prune", "reap", "register", "request", "retry_from", "unregister",
+     "due_schedules", "find_schedules", "list_schedules", "write_schedules"}
 )  # fmt: skip
 
 Call = Callable[[], Awaitable[Any]]
