@@ -28,7 +28,7 @@ from durable.hooks import Callback, EventName, Hooks
 from durable.ids import check_run_id, new_id
 from durable.model import Created, NewRun, Request, Run, RunFilter, RunSummary, State, TimelineEntry, Verb
 from durable.names import check_key, check_name, check_note
-from durable.newruns import ChildOptions, TriggerOptions, new_run
+from durable.newruns import ChildOptions, TriggerOptions, new_run, only
 from durable.results import Results
 from durable.states import TERMINAL
 from durable.store import Hint, OnConnection, Store
@@ -208,6 +208,7 @@ class Client:
             KeyConflict: A key belongs to a run with another input; the other runs have been created.
             UnknownWorkflow, PayloadError, StoreUnavailable: As ``trigger``.
         """
+        only(options, ChildOptions, "trigger_many")
         if keys is not None and len(keys) != len(inputs):
             raise InvalidArgument(f"{len(inputs)} inputs and {len(keys)} keys")
         new = [

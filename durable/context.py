@@ -19,7 +19,7 @@ from durable.exchange import Wait
 from durable.execution import Execution
 from durable.model import Kind, NewRun
 from durable.names import check_key, check_name
-from durable.newruns import ChildOptions, new_run
+from durable.newruns import ChildOptions, new_run, only
 from durable.replay import Operation
 from durable.retry import Retry, as_retry
 from durable.schedules import Tick
@@ -35,8 +35,15 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-class MapOptions(TypedDict, total=False):
-    """How the items of a fan-out are made; see ``Context.map``."""
+class MapChildren(TypedDict, total=False):
+    """How the children of a fan-out are made; see ``Context.map``."""
+
+    concurrency: int
+    child: ChildOptions
+
+
+class MapSteps(TypedDict, total=False):
+    """How the steps of a fan-out are made; see ``Context.map``."""
 
     concurrency: int
     retry: Retry | int | None
@@ -45,7 +52,6 @@ class MapOptions(TypedDict, total=False):
     compensate_retry: Retry | int | None
     compensate_timeout: float | timedelta | None
     returns: Any
-    child: ChildOptions
 
 
 class Context(Stepping):
@@ -56,31 +62,12 @@ class Context(Stepping):
     # -- waiting for the outside ------------------------------------------------------------------
 
     @overload
-    def wait_for(
-        self,
-        name: str,
-        type_: type[T],
-        /,
-        *,
-        timeout: float | timedelta | None = None,
-    ) -> Coroutine[Any, Any, T]: ...
+    async def wait_for(self, name: str, type_: type[T], /, *, timeout: float | timedelta | None = None) -> T: ...
     @overload
-    def wait_for(
-        self,
-        name: str,
-        type_: Any = ...,
-        /,
-        *,
-        timeout: float | timedelta | None = None,
-    ) -> Coroutine[Any, Any, Any]: ...
-    def wait_for(
-        self,
-        name: str,
-        type_: Any = Any,
-        /,
-        *,
-        timeout: float | timedelta | None = None,
-    ) -> Coroutine[Any, Any, Any]:
+    async def wait_for(self, name: str, type_: Any = ..., /, *, timeout: float | timedelta | None = None) -> Any: ...
+    def wait_for(  # a plain def that returns a coroutine: the occurrence is taken at the call
+        self, name: str, type_: Any = Any, /, *, timeout: float | timedelta | None = None
+    ) -> Any:
         """Wait for the next signal called ``name`` and return its payload.
 
         Signals are kept, also those sent before the wait; each wait consumes one, in the order of their arrival. A
@@ -93,9 +80,10 @@ class Context(Stepping):
 
         Raises:
             WaitTimeout: Nothing came in time. A later signal is for the next wait.
+            InvalidArgument: An argument is out of its range, or no JSON value can be decoded as ``type_``.
         """
-        op = self._called(name, Kind.WAIT)
-        return self._operations.wait(op, Wait({name: codec_for(type_)}, _limit(timeout)))
+        wait = Wait({name: _payload_codec(name, type_)}, _limit(timeout))
+        return self._operations.wait(self._called(name, Kind.WAIT), wait)
 
     def wait_for_any(
         self, name: str, signals: Mapping[str, Any], /, *, timeout: float | timedelta | None = None
@@ -109,14 +97,37 @@ class Context(Stepping):
 
         Raises:
             WaitTimeout: Nothing came in time.
-            InvalidArgument: ``signals`` is empty.
+            InvalidArgument: ``signals`` is empty or no mapping.
         """
-        codecs = {check_name(signal, "signal name"): codec_for(kind) for signal, kind in signals.items()}
-        if not codecs:
-            raise InvalidArgument(f"wait {name!r}: no signals to wait for")
+        wanted: Any = signals
+        if not isinstance(wanted, Mapping) or not wanted:
+            raise InvalidArgument(f"wait {name!r}: signals must be a mapping of names to types, not {wanted!r}")
+        codecs = {check_name(signal, "signal name"): _payload_codec(signal, kind) for signal, kind in signals.items()}
         return self._operations.wait(self._called(name, Kind.WAIT), Wait(codecs, _limit(timeout), named=True))
 
-    def wait_for_event(
+    @overload
+    async def wait_for_event(
+        self,
+        topic: str,
+        type_: type[T],
+        /,
+        *,
+        key: str = "",
+        timeout: float | timedelta | None = None,
+        lookback: float | timedelta = 60.0,
+    ) -> T: ...
+    @overload
+    async def wait_for_event(
+        self,
+        topic: str,
+        type_: Any = ...,
+        /,
+        *,
+        key: str = "",
+        timeout: float | timedelta | None = None,
+        lookback: float | timedelta = 60.0,
+    ) -> Any: ...
+    def wait_for_event(  # as wait_for
         self,
         topic: str,
         type_: Any = Any,
@@ -125,7 +136,7 @@ class Context(Stepping):
         key: str = "",
         timeout: float | timedelta | None = None,
         lookback: float | timedelta = 60.0,
-    ) -> Coroutine[Any, Any, Any]:
+    ) -> Any:
         """Wait for the next event that ``engine.publish`` sends to ``topic`` and ``key``; returns its payload.
 
         Every run that waits gets it. A run gets each event once, oldest first.
@@ -140,10 +151,12 @@ class Context(Stepping):
 
         Raises:
             WaitTimeout: Nothing came in time.
+            InvalidArgument: As ``wait_for``.
         """
-        op, key = self._called(topic, Kind.WAIT), check_key(key, "event key") if key else ""
-        event = (topic, key, seconds(lookback, "lookback"))
-        return self._operations.wait(op, Wait({f"event/{topic}/{key}": codec_for(type_)}, _limit(timeout), event))
+        key = check_key(key, "event key") if key else ""
+        event = (check_name(topic, "topic"), key, seconds(lookback, "lookback"))
+        wait = Wait({f"event/{topic}/{key}": _payload_codec(topic, type_)}, _limit(timeout), event)
+        return self._operations.wait(self._called(topic, Kind.WAIT), wait)
 
     # -- children and many ------------------------------------------------------------------------
 
@@ -189,7 +202,8 @@ class Context(Stepping):
             ChildFailed: The child ended without a result.
             InvalidArgument, PayloadError: As ``trigger``; no child is made.
         """
-        op, codec = self._called(name, Kind.CALL), _result_codec(workflow)
+        codec = _result_codec(name, workflow, options)
+        op = self._called(name, Kind.CALL)
         return self._call(op, self._child(op.key, workflow, input, options), codec)
 
     async def _call(self, op: Operation, child: NewRun, codec: Codec) -> Any:
@@ -223,7 +237,8 @@ class Context(Stepping):
         **options: Unpack[ChildOptions],
     ) -> Coroutine[Any, Any, ChildHandle[Any]]:
         """Start a workflow as a child and go on; the handle's ``result()`` waits for it. Otherwise as ``call``."""
-        op, codec = self._called(name, Kind.CALL), _result_codec(workflow)
+        codec = _result_codec(name, workflow, options)
+        op = self._called(name, Kind.CALL)
         return self._start(op, self._child(op.key, workflow, input, options), codec)
 
     async def _start(self, op: Operation, child: NewRun, codec: Codec) -> ChildHandle[Any]:
@@ -237,7 +252,7 @@ class Context(Stepping):
         return replace(child, shard=run.shard, parent=run.id, parent_key=key)
 
     @overload
-    def map(
+    async def map(
         self,
         name: str,
         fn: Workflow[In, Out],
@@ -245,10 +260,10 @@ class Context(Stepping):
         /,
         *,
         on_error: Literal["raise"] = "raise",
-        **options: Unpack[MapOptions],
-    ) -> Coroutine[Any, Any, list[Out]]: ...
+        **options: Unpack[MapChildren],
+    ) -> list[Out]: ...
     @overload
-    def map(
+    async def map(
         self,
         name: str,
         fn: Workflow[In, Out],
@@ -256,10 +271,10 @@ class Context(Stepping):
         /,
         *,
         on_error: Literal["collect"],
-        **options: Unpack[MapOptions],
-    ) -> Coroutine[Any, Any, list[Out | ChildFailed]]: ...
+        **options: Unpack[MapChildren],
+    ) -> list[Out | ChildFailed]: ...
     @overload
-    def map(
+    async def map(
         self,
         name: str,
         fn: Callable[[In], Awaitable[T]],
@@ -267,10 +282,10 @@ class Context(Stepping):
         /,
         *,
         on_error: Literal["raise"] = "raise",
-        **options: Unpack[MapOptions],
-    ) -> Coroutine[Any, Any, list[T]]: ...
+        **options: Unpack[MapSteps],
+    ) -> list[T]: ...
     @overload
-    def map(
+    async def map(
         self,
         name: str,
         fn: Callable[[In], Awaitable[T]],
@@ -278,10 +293,10 @@ class Context(Stepping):
         /,
         *,
         on_error: Literal["collect"],
-        **options: Unpack[MapOptions],
-    ) -> Coroutine[Any, Any, list[T | StepFailed]]: ...
+        **options: Unpack[MapSteps],
+    ) -> list[T | StepFailed]: ...
     @overload
-    def map(
+    async def map(
         self,
         name: str,
         fn: Callable[[In], T],
@@ -289,10 +304,10 @@ class Context(Stepping):
         /,
         *,
         on_error: Literal["raise"] = "raise",
-        **options: Unpack[MapOptions],
-    ) -> Coroutine[Any, Any, list[T]]: ...
+        **options: Unpack[MapSteps],
+    ) -> list[T]: ...
     @overload
-    def map(
+    async def map(
         self,
         name: str,
         fn: Callable[[In], T],
@@ -300,9 +315,9 @@ class Context(Stepping):
         /,
         *,
         on_error: Literal["collect"],
-        **options: Unpack[MapOptions],
-    ) -> Coroutine[Any, Any, list[T | StepFailed]]: ...
-    def map(
+        **options: Unpack[MapSteps],
+    ) -> list[T | StepFailed]: ...
+    def map(  # as wait_for
         self,
         name: str,
         fn: Any,
@@ -310,8 +325,8 @@ class Context(Stepping):
         /,
         *,
         on_error: Literal["raise", "collect"] = "raise",
-        **options: Unpack[MapOptions],
-    ) -> Coroutine[Any, Any, list[Any]]:
+        **options: Any,
+    ) -> Any:
         """``fn`` for each item, as steps or, for a workflow, as child runs; the results are in the order of the items.
 
         Each item has its own record, ``<name>[<n>]``. Only a bounded number is under way at the same time, so there may
@@ -331,6 +346,10 @@ class Context(Stepping):
             StepFailed, ChildFailed: An item has failed, with ``on_error="raise"``.
             InvalidArgument: An argument is out of its range.
         """
+        if not callable(fn):
+            raise InvalidArgument(f"map {name!r}: fn must be a function or a workflow, not {type(fn).__name__}")
+        if not isinstance(items, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidArgument(f"map {name!r}: items must be a list or another iterable, not {type(items).__name__}")
         values, concurrency = list(items), options.get("concurrency", 100)
         if type(concurrency) is not int or concurrency < 1:
             raise InvalidArgument(
@@ -340,33 +359,34 @@ class Context(Stepping):
             raise InvalidArgument(f"map {name!r}: on_error must be 'raise' or 'collect', not {on_error!r}")
         count, collect = len(values), on_error == "collect"
         if hasattr(fn, "result_codec"):
+            only(options, MapChildren, f"map {name!r} over a workflow")
             child = options.get("child", ChildOptions())
+            codec = _result_codec(name, fn, child)
             return self._operations.map_children(
                 self._called(name, Kind.MAP),
                 lambda index, key: self._child(key, fn, values[index], child),
-                _result_codec(fn),
-                *(count, concurrency, collect),
+                *(codec, count, concurrency, collect),
             )
+        only(options, MapSteps, f"map {name!r} over a function")
         made = self._made(name, fn, options)
         return self._operations.map_steps(
             self._called(name, Kind.MAP), lambda index: made((values[index],)), count, concurrency, collect
         )
 
-    def _made(self, name: str, fn: Any, options: MapOptions) -> Callable[[tuple[Any, ...]], Call]:
+    def _made(self, name: str, fn: Any, options: Mapping[str, Any]) -> Callable[[tuple[Any, ...]], Call]:
         """What makes a step's call of its arguments."""
-        if not callable(fn):
-            raise InvalidArgument(f"step {name!r}: fn must be a function, not {fn.__class__.__name__}")
         (codec, on_loop), retry = known(fn), as_retry(options.get("retry"))
         if "returns" in options:
             codec = result_codec(fn, options["returns"])
-        timeout, compensate = self._limit(options.get("timeout")), options.get("compensate")
-        undo_retry = as_retry(options.get("compensate_retry"))
-        undo_timeout = self._limit(options.get("compensate_timeout"))
+        timeout, undo = self._limit(options.get("timeout")), None
+        given = [options.get(f"compensate{part}") for part in ("", "_retry", "_timeout")]
+        if any(one is not None for one in given):
+            undo = self._undo(f"map {name!r}", *given)
 
         def made(args: tuple[Any, ...]) -> Call:
             call = Call(fn, args, codec, on_loop, retry, timeout)
-            if compensate is not None:
-                call.undone_by(compensate, undo_retry, undo_timeout)
+            if undo is not None:
+                call.undone_by(*undo)
             return call
 
         return made
@@ -391,7 +411,7 @@ class Context(Stepping):
         Raises:
             PayloadError: It has no exact JSON form.
         """
-        text, _ = codec_for(Any).round_trip(data, f"what {name!r} emits")
+        text, _ = _EMITTED.round_trip(data, f"what {name!r} emits")
         return self._operations.emit(self._called(name, Kind.EMIT), text)
 
     # -- not recorded -----------------------------------------------------------------------------
@@ -457,12 +477,33 @@ class Context(Stepping):
         return f"{self.run_id}/{self._execution.core.next_key(self._prefix + check_name(name, 'operation name'))}"
 
 
+_EMITTED = Codec(hint="emit plain data, such as model_dump(mode='json') or dataclasses.asdict()")
+
+
 def _limit(timeout: float | timedelta | None) -> float | None:
     return None if timeout is None else seconds(timeout, "timeout")
 
 
-def _result_codec(workflow: Workflow[Any, Any] | str) -> Codec:
-    return codec_for(Any) if isinstance(workflow, str) else workflow.result_codec
+def _payload_codec(name: str, type_: Any) -> Codec:
+    codec = codec_for(type_)
+    if codec.unknown is not None and codec.unknown.why:  # each signal would be set aside, and the run wait for ever
+        raise InvalidArgument(f"wait {name!r}: {codec.unknown.why}")
+    return codec
+
+
+def _result_codec(name: str, workflow: Any, options: ChildOptions) -> Codec:
+    """Of what the child called ``name`` returns; the arguments are checked on the way."""
+    only(options, ChildOptions, f"child {name!r}")
+    if isinstance(workflow, str):
+        return codec_for(Any)
+    if not hasattr(workflow, "result_codec"):
+        raise InvalidArgument(
+            f"child {name!r}: {workflow!r} is no workflow: decorate it with @workflow, or use ctx.step for a function"
+        )
+    if options.get("version") is not None:
+        raise InvalidArgument(f"child {name!r}: version goes with a workflow's name; a workflow has its own")
+    codec: Codec = workflow.result_codec
+    return codec
 
 
 class _ReplayAwareLogger(logging.LoggerAdapter[logging.Logger]):

@@ -61,6 +61,17 @@ class TriggerOptions(ChildOptions, total=False):
     debounce: Debounce | None
 
 
+def only(options: Mapping[str, object], accepted: Any, what: str) -> None:
+    """Refuse options that ``accepted``, a TypedDict, does not have: nothing is accepted and ignored.
+
+    Raises:
+        TypeError: Which; as Python has it for a keyword argument that a function does not take.
+    """
+    known = accepted.__annotations__
+    if unknown := sorted(options.keys() - known.keys()):
+        raise TypeError(f"{what} takes no {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+
+
 def new_run(
     now: datetime, workflow: Workflow[Any, Any] | str, value: Any = MISSING, **options: Unpack[TriggerOptions]
 ) -> NewRun:
@@ -74,6 +85,7 @@ def new_run(
         InvalidArgument: An argument is out of its range.
         PayloadError: The input does not fit the workflow's declared type.
     """
+    only(options, TriggerOptions, "a run")
     known = None if isinstance(workflow, str) else workflow
     version, queue = options.get("version"), options.get("queue")
     run_id, key, limit_key = options.get("run_id"), options.get("key"), options.get("limit_key")

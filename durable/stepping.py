@@ -116,15 +116,15 @@ class Stepping:
         if not callable(fn):
             raise InvalidArgument(f"step {name!r}: fn must be a function, not {type(fn).__name__}")
         codec, on_loop = known(fn)
+        if not on_loop and hasattr(fn, "result_codec"):
+            raise InvalidArgument(f"step {name!r}: {fn!r} is a workflow: use ctx.call")
         if returns is not MISSING:
             codec = result_codec(fn, returns)
         policy = None if retry is None else as_retry(retry)
         limit = self._step_timeout if timeout is None else self._limit(timeout)
         call = Call(fn, args, codec, on_loop, policy, limit)
-        if compensate is not None:
-            call.undone_by(compensate, as_retry(compensate_retry), self._limit(compensate_timeout))
-        elif compensate_retry is not None or compensate_timeout is not None:
-            raise InvalidArgument(f"step {name!r}: compensate_retry and compensate_timeout go with compensate")
+        if compensate is not None or compensate_retry is not None or compensate_timeout is not None:
+            call.undone_by(*self._undo(f"step {name!r}", compensate, compensate_retry, compensate_timeout))
         if idempotency_key is not None:
             call.shared = check_key(idempotency_key, "idempotency key")
         return self._operations.step(self._called(name, Kind.STEP), call)
@@ -194,10 +194,8 @@ class Stepping:
         policy = None if retry is None else as_retry(retry)
         limit = self._step_timeout if timeout is None else self._limit(timeout)
         call = Call(fn, args, codec, on_loop, policy, limit)
-        if compensate is not None:
-            call.undone_by(compensate, as_retry(compensate_retry), self._limit(compensate_timeout))
-        elif compensate_retry is not None or compensate_timeout is not None:
-            raise InvalidArgument(f"transaction {name!r}: compensate_retry and compensate_timeout go with compensate")
+        if compensate is not None or compensate_retry is not None or compensate_timeout is not None:
+            call.undone_by(*self._undo(f"transaction {name!r}", compensate, compensate_retry, compensate_timeout))
         return self._operations.transaction(self._called(name, Kind.STEP), call)
 
     def on_rollback(
@@ -222,6 +220,16 @@ class Stepping:
         """
         call = Call(fn, args, *known(fn), as_retry(retry), self._limit(timeout))
         self._operations.on_rollback(self._called(name, Kind.UNDO), call)
+
+    def _undo(
+        self, what: str, fn: Any, retry: Retry | int | None, timeout: float | timedelta | None
+    ) -> tuple[Callable[[Any], Any], Retry | None, float | None]:
+        """What compensates, checked at the call: when it is needed it is too late."""
+        if fn is None:
+            raise InvalidArgument(f"{what}: compensate_retry and compensate_timeout go with compensate")
+        if not callable(fn):
+            raise InvalidArgument(f"{what}: compensate must be a function, not {type(fn).__name__}")
+        return fn, as_retry(retry), self._limit(timeout)
 
     def _limit(self, timeout: float | timedelta | None) -> float | None:
         return self._step_timeout if timeout is None else seconds(timeout, "timeout")
