@@ -218,6 +218,8 @@ class Stepping:
             retry: Its policy, or a number of attempts; without one it has one attempt.
             timeout: Seconds or timedelta for each attempt. Default: the engine's ``step_timeout``.
         """
+        if not callable(fn):
+            raise InvalidArgument(f"on_rollback {name!r}: fn must be a function, not {type(fn).__name__}")
         call = Call(fn, args, *known(fn), as_retry(retry), self._limit(timeout))
         self._operations.on_rollback(self._called(name, Kind.UNDO), call)
 

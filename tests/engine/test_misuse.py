@@ -77,6 +77,6 @@ async def test_an_option_that_there_is_not_is_refused(method: str) -> None:
     async with Engine(MemoryStore(), workflows=[child]).client() as engine:
         arguments: tuple[Any, ...] = ([1],) if method == "trigger_many" else (1, "name")[: 1 + (method != "trigger")]
         key = {"key": "k"} if method == "signal_with_start" else {}
-        with pytest.raises(TypeError, match="takes no queu; there are .*queue"):
+        with pytest.raises(TypeError, match=r"takes no queu; there are .*queue"):
             await getattr(engine, method)(child, *arguments, queu="slow", **key)
         assert not (await engine.list_runs()).items
