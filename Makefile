@@ -46,6 +46,10 @@ demo: $(STAMP)  ## 500 orders, two workers, one killed; DATABASE_URL=postgresql:
 test: $(STAMP)  ## All tests, on memory, SQLite and a Postgres that is found or started
 	@$(PYTEST) $(ARGS)
 
+.PHONY: races
+races: $(STAMP)  ## Signals, deadlines, children and cancels against what a run does then: 2,000 times each, on Postgres
+	@RACES=2000 $(BIN)/pytest tests/races --durations=0 $(ARGS)
+
 .PHONY: check
 check: $(STAMP)  ## Format, lint, types (mypy and pyright, strict) and the structure of the project
 	@$(BIN)/ruff format --check $(SOURCES)
