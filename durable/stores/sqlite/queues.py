@@ -23,30 +23,16 @@ _LOOKS = 50
 def take(
     db: Connection, now: Callable[[], int], worker: str, batch: str, routes: str, limit: int, done: str
 ) -> int | None:
-    """Claim up to ``limit`` runs, which are in the table ``claimed`` then. When it has not seen all: the time."""
-    at_most = max(limit, 0)
-    probe = at_most
-    if at_most and db.value("limited", {"routes": routes}):
-        probe += _AHEAD
-    taken = 0
+    """Claim up to ``limit`` runs, which are in the table ``claimed`` then. When it has not looked at all: the time."""
+    left = at_most = max(limit, 0)
     for look in range(_LOOKS):
-        more = look > 0
-        db.write("claim", lambda: (now(), worker, batch, routes, at_most - taken, done, probe, more))  # noqa: B023
-        if probe == at_most:
+        parameters = (worker, batch, routes, left, done, _AHEAD, look > 0)
+        db.write("claim", lambda: (now(), *parameters))  # noqa: B023
+        taken = db.value("admitted")
+        if taken is None or taken >= at_most:
             return None
-        taken = db.value("claimed_count")
-        if taken >= at_most or not db.value("admitted"):
-            return None
+        left = at_most - taken
     return now()
-
-
-def next_ready(db: Connection, routes: str, now: int) -> int | None:
-    """The earliest time after ``now`` at which something of the routes is due, or something that is due has a token."""
-    parameters = {"routes": routes, "now": now}
-    times = [db.value("next_ready", parameters)]
-    if db.value("limited", {"routes": routes}):
-        times.append(db.value("next_token", parameters))
-    return min((when for when in times if when is not None), default=None)
 
 
 def encode_queues(queues: Sequence[Queue]) -> str:

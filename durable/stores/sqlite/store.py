@@ -48,7 +48,7 @@ from durable.stores.sqlite import documents, signals
 from durable.stores.sqlite.connection import Connection, Refused
 from durable.stores.sqlite.creating import create
 from durable.stores.sqlite.exchange import Exchange
-from durable.stores.sqlite.queues import decode_queues, encode_queues, next_ready, take
+from durable.stores.sqlite.queues import decode_queues, encode_queues, take
 from durable.stores.sqlite.requesting import ask
 from durable.stores.sqlite.thread import StoreThread
 from durable.stores.sqlite.transactions import Transactions
@@ -228,7 +228,7 @@ class SQLiteStore(Exchange, Unscheduled):
             )
 
         def heard(db: Connection, runs: Sequence[ClaimedRun], stopped_at: int | None = None) -> Claimed:
-            following = stopped_at or next_ready(db, asked, self._now())
+            following = stopped_at or db.value("next_ready", {"routes": asked, "now": self._now()})
             requested = documents.decode_requests(db.value("requests", {"worker": worker}))
             told = signals.signalled(db, worker)
             return Claimed(runs, None if following is None else documents.moment(following), requested, told)

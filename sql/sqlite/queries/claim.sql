@@ -12,16 +12,17 @@ CREATE TEMP TABLE claimed (
 CREATE TEMP TABLE full_queues (name TEXT PRIMARY KEY) WITHOUT ROWID
 
 -- name: session_claiming_view
--- routes: [[workflow, version, queue], …]; done: [batch, …]; probe: look at so many, for at_most of which there is place
--- and token; more: look on, beyond what the batch was given
+-- routes: [[workflow, version, queue], …]; done: [batch, …]; ahead: where there are limits, look at so many more than
+-- at_most, since what cannot be taken may stand in front; more: look on, beyond what the batch was given
 CREATE TEMP VIEW claiming AS
-SELECT NULL AS now, NULL AS worker, NULL AS batch, NULL AS routes, NULL AS at_most, NULL AS done, NULL AS probe,
+SELECT NULL AS now, NULL AS worker, NULL AS batch, NULL AS routes, NULL AS at_most, NULL AS done, NULL AS ahead,
     NULL AS more
 
 -- name: session_claiming
 CREATE TEMP TRIGGER claiming_into INSTEAD OF INSERT ON claiming BEGIN
     DELETE FROM claimed;
     DELETE FROM full_queues;
+    DELETE FROM admitting_runs;
 
     INSERT INTO full_queues (name)
     SELECT q.name
@@ -61,7 +62,11 @@ CREATE TEMP TRIGGER claiming_into INSTEAD OF INSERT ON claiming BEGIN
             WHERE b.worker = NEW.worker AND (
                 SELECT h.takeovers >= 2 FROM durable_runs AS h
                 WHERE h.n = j.value ->> 0 AND h.claim = j.value ->> 1 AND h.owner = NEW.worker)))
-    LIMIT NEW.probe;
+    LIMIT NEW.at_most + CASE
+        WHEN NEW.at_most > 0 AND EXISTS (
+            SELECT 1 FROM durable_queues WHERE name IN (SELECT v.value ->> 2 FROM json_each(NEW.routes) AS v))
+        THEN NEW.ahead ELSE 0
+    END;
 
     -- Of the suspects only the first. A look-up for each, not a join: see claimed_runs.
     DELETE FROM claimed
@@ -100,10 +105,7 @@ CREATE TEMP TRIGGER claiming_into INSTEAD OF INSERT ON claiming BEGIN
 END
 
 -- name: claim
-INSERT INTO claiming (now, worker, batch, routes, at_most, done, probe, more) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-
--- name: claimed_count
-SELECT count(*) FROM claimed
+INSERT INTO claiming (now, worker, batch, routes, at_most, done, ahead, more) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 
 -- name: claimed_runs
 -- Read after the claim's own transaction: what somebody else has reaped in between is not ours to show.
@@ -126,7 +128,8 @@ FROM durable_runs INDEXED BY durable_runs_requested
 WHERE owner = :worker AND requested IS NOT NULL
 
 -- name: next_ready
-SELECT min(ready_at)
+-- When something will be due, or the next token of a queue in which something is due.
+SELECT min(at)
 FROM (
     SELECT (
         SELECT r.ready_at
@@ -134,9 +137,22 @@ FROM (
         WHERE r.workflow = w.value ->> 0 AND r.version = w.value ->> 1 AND r.queue = w.value ->> 2
             AND r.priority = p.value AND r.ready_at > :now
         ORDER BY r.ready_at
-        LIMIT 1) AS ready_at
+        LIMIT 1) AS at
     FROM json_each(:routes) AS w
-    CROSS JOIN json_each('[0,1,2,3,4,5,6,7,8,9]') AS p)
+    CROSS JOIN json_each('[0,1,2,3,4,5,6,7,8,9]') AS p
+    UNION ALL
+    SELECT b.spent - (q.rate - 1) * q.rate_interval
+    FROM json_each(:routes) AS w
+    CROSS JOIN durable_queues AS q
+    CROSS JOIN durable_buckets AS b
+    WHERE q.name = w.value ->> 2 AND q.rate IS NOT NULL AND b.queue = q.name AND b.name = ''
+        AND b.spent - (q.rate - 1) * q.rate_interval > :now
+        AND EXISTS (
+            SELECT 1
+            FROM json_each('[0,1,2,3,4,5,6,7,8,9]') AS p
+            CROSS JOIN durable_runs AS r INDEXED BY durable_runs_ready
+            WHERE r.workflow = w.value ->> 0 AND r.version = w.value ->> 1 AND r.queue = w.value ->> 2
+                AND r.priority = p.value AND r.ready_at <= :now))
 
 -- name: owned
 SELECT json_group_array(json_array(r.shard, r.id, r.claim))

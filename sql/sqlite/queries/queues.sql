@@ -73,7 +73,6 @@ CREATE TEMP VIEW admitting AS SELECT NULL AS now, NULL AS at_most
 
 -- name: session_admitting
 CREATE TEMP TRIGGER admitting_into INSTEAD OF INSERT ON admitting BEGIN
-    DELETE FROM admitting_runs;
     DELETE FROM admitting_shares;
 
     -- What is in `claimed` and has an owner is of an earlier sending of the claim.
@@ -97,12 +96,14 @@ CREATE TEMP TRIGGER admitting_into INSTEAD OF INSERT ON admitting BEGIN
     WHERE q.name = s.queue;
 
     UPDATE admitting_runs SET refused = 1
-    WHERE keyed AND (
-        SELECT count(*) FROM admitting_runs AS o
-        WHERE o.queue = admitting_runs.queue AND o.limit_key = admitting_runs.limit_key AND o.pos <= admitting_runs.pos
-    ) > (
-        SELECT min(s.places, s.tokens) FROM admitting_shares AS s
-        WHERE s.queue = admitting_runs.queue AND s.limit_key = admitting_runs.limit_key);
+    WHERE pos IN (
+        SELECT o.pos
+        FROM (
+            SELECT pos, queue, limit_key, row_number() OVER (PARTITION BY queue, limit_key ORDER BY pos) AS nth
+            FROM admitting_runs
+            WHERE keyed) AS o
+        CROSS JOIN admitting_shares AS s
+        WHERE s.queue = o.queue AND s.limit_key = o.limit_key AND o.nth > min(s.places, s.tokens));
 
     DELETE FROM claimed WHERE pos IN (SELECT pos FROM admitting_runs WHERE refused);
 
@@ -183,26 +184,10 @@ CREATE TEMP TRIGGER admitting_into INSTEAD OF INSERT ON admitting BEGIN
 END
 
 -- name: admitted
--- Whether another look is worth while: this one has passed something over, and has taken or blocked something.
-SELECT EXISTS (SELECT 1 FROM admitting_runs WHERE pos NOT IN (SELECT pos FROM claimed))
-    AND EXISTS (SELECT 1 FROM admitting_runs WHERE refused = 2 OR pos IN (SELECT pos FROM claimed))
-
--- name: limited
--- Whether any of these queues has limits.
-SELECT EXISTS (
-    SELECT 1 FROM durable_queues AS q WHERE q.name IN (SELECT w.value ->> 2 FROM json_each(:routes) AS w))
-
--- name: next_token
--- When the next token is due of a queue in which something is due.
-SELECT min(b.spent - (q.rate - 1) * q.rate_interval)
-FROM json_each(:routes) AS w
-CROSS JOIN durable_queues AS q
-CROSS JOIN durable_buckets AS b
-WHERE q.name = w.value ->> 2 AND q.rate IS NOT NULL AND b.queue = q.name AND b.name = ''
-    AND b.spent - (q.rate - 1) * q.rate_interval > :now
-    AND EXISTS (
-        SELECT 1
-        FROM json_each('[0,1,2,3,4,5,6,7,8,9]') AS p
-        CROSS JOIN durable_runs AS r INDEXED BY durable_runs_ready
-        WHERE r.workflow = w.value ->> 0 AND r.version = w.value ->> 1 AND r.queue = w.value ->> 2
-            AND r.priority = p.value AND r.ready_at <= :now)
+-- How many runs the batch holds, when another look is worth while: this one has passed something over, and has taken or
+-- blocked something. Else null.
+SELECT CASE
+    WHEN EXISTS (SELECT 1 FROM admitting_runs WHERE pos NOT IN (SELECT pos FROM claimed))
+        AND EXISTS (SELECT 1 FROM admitting_runs WHERE refused = 2 OR pos IN (SELECT pos FROM claimed))
+    THEN (SELECT count(*) FROM claimed)
+END
