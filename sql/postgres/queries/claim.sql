@@ -126,7 +126,7 @@ WITH asked AS MATERIALIZED (
         SELECT x.* FROM durable.requests AS x WHERE x.shard = $1::smallint AND x.worker = $3::uuid OFFSET 0
     ) AS q
     LEFT JOIN LATERAL (
-        SELECT r.requested, true AS held, r.xmin = pg_current_xact_id_if_assigned()::xid AND EXISTS (
+        SELECT r.requested, true AS held, (r.xmin = pg_current_xact_id_if_assigned()::xid) IS TRUE AND EXISTS (
             SELECT FROM durable.claims AS c
             WHERE c.worker = $3::uuid AND c.batch = $4::uuid AND r.id = ANY (c.run_ids)) AS brought
         FROM durable.runs AS r
