@@ -175,7 +175,7 @@ async def test_a_subscription_made_before_opening_counts(path: Path, store: SQLi
     listener.subscribe(heard.put_nowait)
     await listener.open()
     await store.create_runs(new_runs(1))
-    assert await heard.get() == Hint.WORK | Hint.ENDED | Hint.REQUEST
+    assert await heard.get() == Hint.WORK | Hint.ENDED | Hint.REQUEST | Hint.SCHEDULE
     await listener.close()
 
 

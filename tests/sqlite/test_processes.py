@@ -93,7 +93,7 @@ async def test_a_commit_of_another_process_is_a_hint_and_an_own_one_is_not(
     await store.get_runs([])  # the thread looks around after a write, before it takes the next call
     assert heard.empty()
     await peer.ask("create", 1)
-    assert await heard.get() == Hint.WORK | Hint.ENDED | Hint.REQUEST
+    assert await heard.get() == Hint.WORK | Hint.ENDED | Hint.REQUEST | Hint.SCHEDULE
     end()
     await peer.ask("create", 1)
     await store.create_runs(new_runs(1))

@@ -35,25 +35,35 @@ def create_within(db: Connection, now: Now, runs: Sequence[NewRun]) -> list[Crea
 
 def _create(db: Connection, now: Now, runs: Sequence[NewRun]) -> list[Created]:
     document = documents.encode_new_runs(runs)
-    before = {run.id for run in runs if _replaces(run) and db.value("exists", {"id": run.id})}
+    before = {run.id for run in runs if replaces(run) and db.value("exists", {"id": run.id})}
     db.write("debounce" if any(run.debounce for run in runs) else "create", lambda: (now(), document))
     answers = documents.decode_created(runs, db.value("created", {"runs": document}))
     return [
-        _replace(db, now, run, created, again=run.id in before) if _replaces(run) and created.created else created
+        _replace(db, now, run, created, again=run.id in before) if replaces(run) and created.created else created
         for run, created in zip(runs, answers, strict=True)
     ]
 
 
 def _replace(db: Connection, now: Now, new: NewRun, created: Created, *, again: bool) -> Created:
-    """Ask all that stand in the line before the new run to cancel, unless the same trigger has asked them."""
-    line: list[str] = json.loads(db.value("line", {"workflow": new.workflow, "key": new.concurrency_key}))
-    others = line[: line.index(new.id)] if new.id in line else []
-    for run_id in () if again else others:
+    """Nobody is asked again by a trigger that was sent again."""
+    return replace(created, replaced=_others(db, new) if again else ask_replaced(db, now, new))
+
+
+def ask_replaced(db: Connection, now: Now, new: NewRun) -> tuple[str, ...]:
+    """Ask all that stand in the line before the new run to cancel; in the transaction that has created it."""
+    others = _others(db, new)
+    for run_id in others:
         ask(db, now, run_id, requests.replacement(new.id), None)
-    return replace(created, replaced=tuple(others))
+    return others
 
 
-def _replaces(run: NewRun) -> bool:
+def _others(db: Connection, new: NewRun) -> tuple[str, ...]:
+    line: list[str] = json.loads(db.value("line", {"workflow": new.workflow, "key": new.concurrency_key}))
+    return tuple(line[: line.index(new.id)]) if new.id in line else ()
+
+
+def replaces(run: NewRun) -> bool:
+    """Whether it asks others to make way."""
     return run.policy is Policy.REPLACE and run.concurrency_key is not None
 
 
@@ -68,10 +78,10 @@ def _apart(runs: Sequence[NewRun]) -> list[list[NewRun]]:
             keys.add(("concurrency", run.workflow, run.concurrency_key))
         if run.debounce is not None:
             keys.add(("debounce", run.workflow, run.debounce.key))
-        if closed or _replaces(run) or not seen.isdisjoint(keys):
+        if closed or replaces(run) or not seen.isdisjoint(keys):
             lots.append([])
             seen = set()
         lots[-1].append(run)
         seen |= keys
-        closed = _replaces(run)
+        closed = replaces(run)
     return lots

@@ -70,11 +70,11 @@ def moment(at: int) -> datetime:
     return _EPOCH + timedelta(microseconds=at)
 
 
-def _maybe_micros(when: datetime | None) -> int | None:
+def maybe_micros(when: datetime | None) -> int | None:
     return None if when is None else micros(when)
 
 
-def _maybe_moment(at: int | None) -> datetime | None:
+def maybe_moment(at: int | None) -> datetime | None:
     return None if at is None else moment(at)
 
 
@@ -103,7 +103,7 @@ def encode_writes(
 def _change_row(write: RunWrite, now: datetime, aside: Sequence[str] | None) -> tuple[Any, ...]:
     change = write.change
     assert change is not None
-    ready_at = micros(now) if change.ready_now else _maybe_micros(change.ready_at)
+    ready_at = micros(now) if change.ready_now else maybe_micros(change.ready_at)
     terminal = change.state in TERMINAL
     return (
         change.state,
@@ -157,7 +157,7 @@ def encode_new_runs(runs: Sequence[NewRun]) -> str:
                 run.shard,
                 run.workflow,
                 run.version,
-                _maybe_micros(run.ready_at) if run.debounce is None else None,
+                maybe_micros(run.ready_at) if run.debounce is None else None,
                 round(_delay(run) * 1_000_000),
                 run.key,
                 run.request,
@@ -173,6 +173,8 @@ def encode_new_runs(runs: Sequence[NewRun]) -> str:
                 run.priority,
                 run.concurrency_key if run.policy in _ALONE else None,
                 None if run.debounce is None else _debounce(run.debounce),
+                run.schedule,
+                maybe_micros(run.tick),
             )
             for run in runs
         ]
@@ -261,9 +263,8 @@ def decode_summaries(document: str) -> list[RunSummary]:
 
 def _summary(row: list[Any]) -> dict[str, Any]:
     run_id, workflow, version, state, created, key, tags, started, ended, ready, *rest = row
-    reason, requested, owner, claim, takeovers, shard, queue, priority, limit_key, concurrency_key, parent, linked = (
-        rest
-    )
+    reason, requested, owner, claim, takeovers, shard, queue, priority, limit_key, concurrency_key, *last = rest
+    parent, linked, schedule, tick = last
     return {
         "id": run_id,
         "workflow": workflow,
@@ -272,9 +273,9 @@ def _summary(row: list[Any]) -> dict[str, Any]:
         "created_at": moment(created),
         "key": key,
         "tags": tags,
-        "started_at": _maybe_moment(started),
-        "ended_at": _maybe_moment(ended),
-        "ready_at": _maybe_moment(ready),
+        "started_at": maybe_moment(started),
+        "ended_at": maybe_moment(ended),
+        "ready_at": maybe_moment(ready),
         "reason": reason,
         "requested": None if requested is None else request_from_json(requested),
         "owner": owner,
@@ -287,6 +288,8 @@ def _summary(row: list[Any]) -> dict[str, Any]:
         "concurrency_key": concurrency_key,
         "parent": parent,
         "linked": bool(linked),
+        "schedule": schedule,
+        "tick": maybe_moment(tick),
     }
 
 
@@ -318,7 +321,7 @@ def _record(key: str, body: list[Any]) -> Record:
         duration,
         begun,
         compensable,
-        _maybe_moment(due_at),
+        maybe_moment(due_at),
         worker,
     )
 

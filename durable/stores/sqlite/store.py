@@ -50,9 +50,9 @@ from durable.stores.sqlite.creating import create
 from durable.stores.sqlite.exchange import Exchange
 from durable.stores.sqlite.queues import decode_queues, encode_queues, take
 from durable.stores.sqlite.requesting import ask
+from durable.stores.sqlite.schedules import Schedules
 from durable.stores.sqlite.thread import StoreThread
 from durable.stores.sqlite.transactions import Transactions
-from durable.stores.unscheduled import Unscheduled
 
 T = TypeVar("T")
 
@@ -63,12 +63,12 @@ _RENEW_PATIENCE = 3.0  # a heartbeat that found no gap so long is better sent ag
 _LOOK_EVERY = 0.015  # seconds between two looks for other processes' commits; one takes 2 µs
 _GAP = 0.001  # seconds left to others after a write
 _NEIGHBOUR = 1.0  # seconds for which a process that has written counts as still writing
-_NEWS = Hint.WORK | Hint.ENDED | Hint.REQUEST  # a commit of somebody else; what was in it nobody knows
+_NEWS = Hint.WORK | Hint.ENDED | Hint.REQUEST | Hint.SCHEDULE  # somebody else's commit; what was in it nobody knows
 _PRUNE_AT_ONCE = 50  # runs a transaction: with 100 records each 17 ms; 500 of them hold all writers up for 171 ms
 _MAX_DOCUMENT = 64 * 1024 * 1024  # characters a statement; SQLite's own limit is 1,000,000,000 bytes
 
 
-class SQLiteStore(Exchange, Unscheduled):
+class SQLiteStore(Exchange, Schedules):
     """All runs in one SQLite file, which several processes of one machine may share.
 
     Args:
@@ -380,8 +380,9 @@ class SQLiteStore(Exchange, Unscheduled):
             "tags": documents.encode(dict(where.tags)),
             "queue": where.queue,
             "parent": where.parent,
+            "schedule": where.schedule,
         }
-        statement = "list_runs" if where.parent is None else "list_children"
+        statement = "list_children" if where.parent else "list_scheduled" if where.schedule else "list_runs"
         return await self._read(lambda db: documents.decode_summaries(db.value(statement, parameters)))
 
     async def history(self, run_id: str) -> list[Record]:

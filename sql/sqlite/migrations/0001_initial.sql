@@ -50,6 +50,8 @@ CREATE TABLE durable_runs (
     parent TEXT,                           -- id of the run that called it
     parent_key TEXT,                       -- the key of the record of that call
     linked INTEGER NOT NULL DEFAULT 0,     -- its end concerns others
+    schedule TEXT,                         -- whose tick it is for
+    tick INTEGER,                          -- the tick's nominal time
     result TEXT,
     error TEXT,
     CHECK (owner IS NULL OR ready_at IS NULL)

@@ -3,9 +3,10 @@
 
 -- name: session_summary_docs
 CREATE TEMP VIEW summary_docs AS
-SELECT id, workflow, version, state, created_at, tags, queue, parent, json_array(
+SELECT id, workflow, version, state, created_at, tags, queue, parent, schedule, json_array(
     id, workflow, version, state, created_at, key, json(tags), started_at, ended_at, ready_at,
-    reason, requested, owner, claim, takeovers, shard, queue, priority, limit_key, concurrency_key, parent, linked) AS doc
+    reason, requested, owner, claim, takeovers, shard, queue, priority, limit_key, concurrency_key, parent, linked,
+    schedule, tick) AS doc
 FROM durable_runs
 
 -- name: session_run_docs_without_input
@@ -13,7 +14,7 @@ CREATE TEMP VIEW run_docs_without_input AS
 SELECT n, id, ended_at, json_array(
     id, workflow, version, state, created_at, key, json(tags), started_at, ended_at, ready_at,
     reason, requested, owner, claim, takeovers, shard, queue, priority, limit_key, concurrency_key, parent, linked,
-    NULL, result, error, seed, wakes, n) AS doc
+    schedule, tick, NULL, result, error, seed, wakes, n) AS doc
 FROM durable_runs
 
 -- name: session_run_docs
@@ -21,13 +22,13 @@ CREATE TEMP VIEW run_docs AS
 SELECT n, id, owner, claim, json_array(
     id, workflow, version, state, created_at, key, json(tags), started_at, ended_at, ready_at,
     reason, requested, owner, claim, takeovers, shard, queue, priority, limit_key, concurrency_key, parent, linked,
-    (SELECT input FROM durable_inputs WHERE run = n), result, error, seed, wakes, n) AS doc
+    schedule, tick, (SELECT input FROM durable_inputs WHERE run = n), result, error, seed, wakes, n) AS doc
 FROM durable_runs
 
 -- name: session_creating_view
 -- runs: [[id, shard, workflow, version, ready_at, delay, key, request, input_hash, seed, tags, input, queue, limit_key,
--- concurrency_key, parent, parent_key, priority, alone, debounce], …]; alone: its concurrency key, when it is refused while
--- another run has it; debounce: [key, delay, max_delay], or null
+-- concurrency_key, parent, parent_key, priority, alone, debounce, schedule, tick], …]; alone: its concurrency key, when it
+-- is refused while another run has it; debounce: [key, delay, max_delay], or null
 CREATE TEMP VIEW creating AS SELECT NULL AS now, NULL AS runs
 
 -- name: session_creating
@@ -42,12 +43,12 @@ CREATE TEMP TRIGGER creating_into INSTEAD OF INSERT ON creating BEGIN
 
     INSERT INTO durable_runs (
         id, shard, workflow, version, state, created_at, ready_at, key, request, input_hash, seed, tags, queue,
-        limit_key, concurrency_key, parent, parent_key, priority, linked)
+        limit_key, concurrency_key, parent, parent_key, priority, linked, schedule, tick)
     SELECT w.value ->> 0, w.value ->> 1, w.value ->> 2, w.value ->> 3, 'pending', NEW.now,
         coalesce(w.value ->> 4, NEW.now + (w.value ->> 5)),
         w.value ->> 6, w.value ->> 7, w.value ->> 8, w.value ->> 9, w.value ->> 10, w.value ->> 12,
         w.value ->> 13, w.value ->> 14, w.value ->> 15, w.value ->> 16, w.value ->> 17,
-        w.value ->> 14 IS NOT NULL OR w.value ->> 15 IS NOT NULL
+        w.value ->> 14 IS NOT NULL OR w.value ->> 15 IS NOT NULL, w.value ->> 20, w.value ->> 21
     FROM json_each(NEW.runs) AS w
     WHERE (w.value ->> 6 IS NULL OR w.value ->> 0 = (
             SELECT run_id FROM durable_keys WHERE workflow = w.value ->> 2 AND key = w.value ->> 6))
@@ -215,6 +216,26 @@ FROM (
     SELECT d.doc
     FROM summary_docs AS d
     WHERE d.parent = :parent AND d.id < :before
+        AND (:schedule IS NULL OR d.schedule = :schedule)
+        AND (:workflow IS NULL OR d.workflow = :workflow)
+        AND (:version IS NULL OR d.version = :version)
+        AND (:state IS NULL OR d.state = :state)
+        AND (:queue IS NULL OR d.queue = :queue)
+        AND (:created_after IS NULL OR d.created_at >= :created_after)
+        AND (:created_before IS NULL OR d.created_at < :created_before)
+        AND NOT EXISTS (
+            SELECT 1 FROM json_each(:tags) AS t
+            WHERE NOT EXISTS (SELECT 1 FROM json_each(d.tags) AS x WHERE x.key = t.key AND x.value = t.value))
+    ORDER BY d.id DESC
+    LIMIT :at_most)
+
+-- name: list_scheduled
+-- The same for the runs of one schedule, by their own index.
+SELECT json_group_array(json(doc))
+FROM (
+    SELECT d.doc
+    FROM summary_docs AS d
+    WHERE d.schedule = :schedule AND d.id < :before
         AND (:workflow IS NULL OR d.workflow = :workflow)
         AND (:version IS NULL OR d.version = :version)
         AND (:state IS NULL OR d.state = :state)
