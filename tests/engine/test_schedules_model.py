@@ -206,10 +206,19 @@ class System:
         assert schedule.next_at == self.start + timedelta(seconds=model.next)
 
 
-def acts() -> st.SearchStrategy[list[Act]]:
-    time_passes = st.tuples(st.sampled_from(["up", "down", "down"]), st.integers(1, 80))
-    others = st.tuples(st.sampled_from(["end", "end", "hand"]), st.just(0))
-    return st.lists(time_passes | others, min_size=1, max_size=7)
+PASSING: tuple[Literal["up", "down"], ...] = ("up", "down", "down")
+DOING: tuple[Literal["end", "hand"], ...] = ("end", "end", "hand")
+
+
+@st.composite
+def acts(draw: st.DrawFn) -> list[Act]:
+    made: list[Act] = []
+    for _ in range(draw(st.integers(1, 7))):
+        if draw(st.booleans()):
+            made.append((draw(st.sampled_from(PASSING)), draw(st.integers(1, 80))))
+        else:
+            made.append((draw(st.sampled_from(DOING)), 0))
+    return made
 
 
 @settings(max_examples=60, deadline=None)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from durable import Engine, RunCompensated, State, WorkerOptions
+from durable import Engine, RunCompensated, Skip, State, WorkerOptions
 from durable.testing import MemoryStore, VirtualClock
-from examples import agent, approval, fulfilment, onboarding
+from examples import agent, approval, fulfilment, onboarding, rhythm
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,6 +23,7 @@ _ROOT = Path(__file__).resolve().parents[2]
         ("fulfilment", "parcel with tea"),
         ("agent", "Booked, after 4 lines of talk."),
         ("onboarding", "refused: the document is forged"),
+        ("rhythm", "week 2026-03-23 to 2026-03-30: 3 shops, 840 EUR"),
     ],
 )
 def test_it_runs_as_a_program(module: str, last_line: str) -> None:
@@ -89,3 +91,34 @@ async def test_cancelling_onboarding_cancels_the_check_and_closes_the_account(
         assert await run.status() is State.CANCELLED
         assert (await engine.get_run(check.id)).state is State.CANCELLED
     assert "closed: account of Ann" in capsys.readouterr().out
+
+
+async def test_each_week_is_settled_once_also_the_one_in_which_nobody_was_there() -> None:
+    clock = VirtualClock(datetime(2026, 3, 18, 12, tzinfo=UTC))
+    store = MemoryStore(clock)
+    async with rhythm.engine(store) as engine:
+        await engine.run_until_idle(skip_time=True, until=datetime(2026, 3, 23, 5, 30, tzinfo=UTC))
+        settled = (await engine.list_runs(schedule="weekly settlement")).items
+        assert [run.tick for run in settled] == [datetime(2026, 3, 23, 5, 0, tzinfo=UTC)]  # 06:00 in Berlin
+    clock.advance(timedelta(days=15))  # two Mondays, and the change to summer time
+    async with rhythm.engine(store) as engine:
+        await engine.run_until_idle(skip_time=True)
+        settled = (await engine.list_runs(schedule="weekly settlement")).items
+        ticks = [run.tick for run in reversed(settled)]
+        assert ticks[1:] == [datetime(2026, 3, 30, 4, 0, tzinfo=UTC), datetime(2026, 4, 6, 4, 0, tzinfo=UTC)]
+        assert {run.state for run in settled} == {State.COMPLETED}
+
+
+async def test_a_health_check_alarms_once_for_each_outage_and_never_runs_beside_itself() -> None:
+    clock = VirtualClock(datetime(2026, 3, 18, 12, tzinfo=UTC))
+    shop = rhythm.Shop()
+    async with rhythm.engine(MemoryStore(clock), shop) as engine:
+        await engine.run_until_idle(skip_time=True, until=clock.now() + timedelta(minutes=5))
+        shop.up = False
+        await engine.run_until_idle(skip_time=True, until=clock.now() + timedelta(minutes=7))
+        shop.up = True
+        await engine.run_until_idle(skip_time=True, until=clock.now() + timedelta(minutes=5))
+        checks = await engine.get_schedule("health")
+    assert shop.alarms == ["the shop is down since 12:06:00"]
+    assert checks.fired + sum(checks.skipped.values()) == 17
+    assert Skip.OVERLAP in checks.skipped
