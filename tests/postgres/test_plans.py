@@ -23,8 +23,8 @@ from durable.testing.conformance.harness import Worker, create, new_run, record
 from tests.postgres.conftest import Postgres
 
 ROWS = 50_000
-LARGE = {"runs", "history", "keys"}
-TABLES = ("runs", "history", "keys", "claims", "requests", "workers", "routes")
+LARGE = {"runs", "history", "keys", "places", "freed", "blocked", "limit_keys", "turns", "turn_keys", "debounces"}
+TABLES = (*sorted(LARGE), "passed", "claims", "requests", "workers", "routes")
 HOT = [
     "commit_writes",
     "stored_runs",
@@ -49,6 +49,18 @@ HOT = [
     "ended_runs",
     "find_key",
     "history",
+    "hold_queues",
+    "promote_keys",
+    "claim_limited",
+    "limits_rest",
+    "leave_queues",
+    "hold_turns",
+    "take_turns",
+    "keep_turn",
+    "stir_turns",
+    "pass_turns",
+    "hold_debounce",
+    "merge_trigger",
 ]
 
 FILL = {
@@ -164,8 +176,12 @@ async def test_P45_a_plan_made_on_empty_tables_reads_little_of_full_ones(still: 
     session = Session(still.url, still.schema)
     fill(still, situation)
     worker, batch = str(uuid4()), str(uuid4())
-    still.rows("INSERT INTO durable.workers SELECT %s, unnest(ARRAY['claim', 'flush']), now() + interval '1 h'", worker)
-    claim = session.run("claim_runs", worker, "0", "{1,2,3}", "10", batch, "{}", "{}", "{}")
+    ((limits,),) = still.rows(
+        "INSERT INTO durable.workers SELECT %s, unnest(ARRAY['claim', 'flush']), now() + interval '1 h', version "
+        "FROM durable.limits_version RETURNING limits::text",
+        worker,
+    )[:1]
+    claim = session.run("claim_runs", worker, "0", "{1,2,3}", "10", batch, "{}", "{}", "{}", limits)
     next_ = session.run("claim_rest", "0", "{1,2,3}", worker, batch)
     session.close()
     assert claim["Actual Rows"] == (10 if situation == "queued" else 0)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 
-from durable.errors import StoreUnavailable
-from durable.model import Created, NewRun
+from durable.errors import RunNotFound, StoreUnavailable
+from durable.model import Created, NewRun, Policy
+from durable.requests import replacement
 from durable.store import Route
-from durable.stores.postgres import literals, rows
+from durable.stores.postgres import literals, requesting, rows, turns
 from durable.stores.postgres.connections import REPEATS
 from durable.stores.postgres.literals import Parameter
+from durable.stores.postgres.requesting import PAUSE, TRIES
 from durable.stores.postgres.sessions import Sessions
-from durable.stores.postgres.wire import Call
+from durable.stores.postgres.wire import Call, Row
 
 
 async def create(
@@ -23,28 +28,74 @@ async def create(
         StoreUnavailable: Time and again a run was in the way, and was deleted before it could be looked at.
     """
     found: dict[str, Created] = {}
+    for run in runs:
+        if run.debounce is not None:  # each on its own: one may be merged into the one before it
+            found[run.id] = await _debounced(sessions, run, routes, *beside)
     for _ in range(REPEATS):
         left = [run for run in runs if run.id not in found]
         if not left:
-            return [found[run.id] for run in runs]
+            return [await _replacing(sessions, run, found[run.id]) for run in runs]
         found.update(await _create(sessions, left, routes, *beside))
     raise StoreUnavailable("create_runs: a run that was in the way is gone")
+
+
+async def _debounced(sessions: Sessions, run: NewRun, routes: Mapping[Route, int], *beside: Call) -> Created:
+    for _ in range(TRIES):
+        if (created := (await _create(sessions, [run], routes, *beside)).get(run.id)) is not None:
+            return created
+        await asyncio.sleep(PAUSE)
+    raise StoreUnavailable("create_runs: others hold the run that this trigger would change")
+
+
+async def _replacing(sessions: Sessions, run: NewRun, created: Created) -> Created:
+    """Ask the runs that ``run`` replaces to cancel, in transactions of their own; sent again it goes on where it was.
+
+    From the latest on: else one that is queued would start when the active one has ended at once.
+    """
+    if not created.created or run.concurrency_key is None or run.policy is not Policy.REPLACE:
+        return created
+    others, to_be_asked = await turns.before(sessions, run)
+    if to_be_asked:
+        for other in reversed(others):
+            with suppress(RunNotFound):  # it ended, and was deleted, since it was read
+                await requesting.ask(sessions, str(run.shard), other, replacement(run.id))
+        await turns.have_replaced(sessions, run)
+    return replace(created, replaced=tuple(others))
 
 
 async def _create(
     sessions: Sessions, runs: Sequence[NewRun], routes: Mapping[Route, int], *beside: Call
 ) -> dict[str, Created]:
     """One transaction for all of ``runs``, and a look at what was in the way; no answer where it is gone by then."""
-    calls = [sessions.call("add_runs", *_runs(runs, routes))]
-    if keyed := [run for run in runs if run.key is not None]:
-        calls.insert(0, sessions.call("add_keys", *_keys(keyed)))
-    answers = await sessions.create.transaction(*calls, *beside)
-    inserted = {row[0] for row in answers[len(calls) - 1]}
-    others = {run.id: run for run in runs if run.id not in inserted}
-    standing = await sessions.read("standing", *_standing(list(others.values()))) if others else []
-    return {run_id: Created(run_id, True) for run_id in inserted} | {
-        row[0]: rows.created(others[row[0]], row) for row in standing
-    }
+    keyed = [run for run in runs if run.key is not None]
+    merging = [call for run in runs if run.debounce is not None for call in turns.merging(sessions, run, run.debounce)]
+    entering = turns.entering(sessions, runs)
+    calls = [
+        *([sessions.call("add_keys", *_keys(keyed))] if keyed else []),
+        *merging,
+        *entering,
+        sessions.call("add_runs", *_runs(runs, routes)),
+        *([sessions.call("forget_keys", *_named(keyed))] if keyed and (merging or entering) else []),
+        *beside,
+    ]
+    answers = dict(zip((call.sql for call in calls), await sessions.create.transaction(*calls), strict=True))
+
+    def answer(name: str) -> list[Row]:
+        return answers.get(sessions.call(name).sql, [])
+
+    inserted = {row[0] for row in answer("add_runs")}
+    found = {run_id: Created(run_id, True) for run_id in inserted}
+    for [standing] in answer("merge_trigger"):
+        if standing is None:
+            return {}
+        if standing != runs[0].id:
+            return {runs[0].id: Created(standing, False)}
+    policies = {run.id: run.policy for run in runs}
+    for run_id, active in answer("take_turns"):
+        found[run_id] = Created(active, False, busy=policies[run_id] is Policy.REJECT)
+    others = {run.id: run for run in runs if run.id not in found}
+    standing = await sessions.read("standing", *_named(list(others.values()))) if others else []
+    return found | {row[0]: rows.created(others[row[0]], row) for row in standing}
 
 
 def _keys(runs: Sequence[NewRun]) -> list[Parameter]:
@@ -72,20 +123,22 @@ def _runs(runs: Sequence[NewRun], routes: Mapping[Route, int]) -> list[Parameter
         [run.concurrency_key for run in runs],
         [run.parent for run in runs],
         [run.parent_key for run in runs],
+        [turns.debounce_key(run) for run in runs],
     )
     return [
         literals.scalars([run.shard for run in runs]),
         literals.ids([run.id for run in runs]),
         literals.scalars([routes[Route(run.workflow, run.version, run.queue)] for run in runs]),
-        literals.times([run.ready_at for run in runs]),
-        literals.scalars([run.delay for run in runs]),
+        literals.times([turns.ready_at(run) for run in runs]),
+        literals.scalars([turns.delay(run) for run in runs]),
         *marks_and_texts[:9],
         literals.scalars([run.priority for run in runs]),
         *marks_and_texts[9:],
     ]
 
 
-def _standing(runs: Sequence[NewRun]) -> list[Parameter]:
+def _named(runs: Sequence[NewRun]) -> list[Parameter]:
+    """Of ``standing`` and ``forget_keys``."""
     return [
         literals.scalars([run.shard for run in runs]),
         literals.ids([run.id for run in runs]),

@@ -58,7 +58,11 @@ class Pruning:
         deleted = 0
         for start in range(0, min(len(found), limit), _BATCH):
             ids = literals.ids(found[start : min(start + _BATCH, limit)])
-            [batch] = await sessions.write("prune", sessions.call("delete_runs", self._shard, ids, when))
+            [batch, _] = await sessions.write(
+                "prune",
+                sessions.call("delete_runs", self._shard, ids, when),
+                sessions.call("forget_merged", self._shard, ids),
+            )
             deleted += len(batch)
         due = min(earliest or now, now - _COMMIT) if deleted == len(found) else _ALWAYS
         self._learn(after, _Stretch(last or end, due))
@@ -92,9 +96,10 @@ async def delete(sessions: Sessions, shard: str, run_id: str) -> bool:
         RunNotFound: There is no such run.
         StoreUnavailable: Another transaction holds it.
     """
-    call = sessions.call("delete_runs", shard, literals.ids([run_id]), "infinity")
+    ids = literals.ids([run_id])
+    calls = [sessions.call("delete_runs", shard, ids, "infinity"), sessions.call("forget_merged", shard, ids)]
     for _ in range(TRIES):
-        [deleted] = await sessions.write("delete", call)
+        [deleted, _] = await sessions.write("delete", *calls)
         if deleted:
             return True
         found = [rows.run(row) for row in await sessions.read("get_runs", shard, literals.ids([run_id]))]

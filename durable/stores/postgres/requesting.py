@@ -15,7 +15,7 @@ from durable.failures import request_to_json
 from durable.model import Record, Request, Run, RunRef, RunWrite, State, Verb
 from durable.requests import Plan
 from durable.states import TERMINAL
-from durable.stores.postgres import literals, rows, writes
+from durable.stores.postgres import literals, rows, turns, writes
 from durable.stores.postgres.literals import Parameter
 from durable.stores.postgres.sessions import Sessions
 from durable.stores.postgres.wire import Call
@@ -44,7 +44,9 @@ async def ask(sessions: Sessions, shard: str, run_id: str, request: Request, ste
         if plan is None:
             latest = [rows.record(row) for row in await sessions.read("latest_request", shard, run_id)]
             return run.state if requests.asked_again(run, request, latest[0] if latest else None) else None
-        (((locked, changed),), *_) = await sessions.write("request", *_calls(sessions, run, wakes, request, plan))
+        before = turns.before_it_is_ready(sessions, run) if plan.ready else []
+        answers = await sessions.write("request", *before, *_calls(sessions, run, wakes, request, plan))
+        [(locked, changed)] = answers[len(before)]
         if changed:
             return plan.state
         if not locked:
@@ -86,6 +88,10 @@ def _calls(sessions: Sessions, run: Run, wakes: int, request: Request, plan: Pla
         calls.append(sessions.call("add_request", shard, run.id, request_to_json(request)))
     if plan.requested is not None:
         calls.append(sessions.call("tell_worker", shard, run.id))
+    if plan.ready and run.concurrency_key is not None:
+        calls.append(sessions.call("keep_turn", shard, run.id))
+    if plan.ended:
+        calls += turns.ended(sessions, shard, run.id)
     if plan.ended and run.linked:
         calls.append(sessions.call("tell_parents", literals.scalars([run.shard]), literals.ids([run.id]), "false"))
     return calls

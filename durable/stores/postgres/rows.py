@@ -123,6 +123,8 @@ def reaped(answers: Iterable[Row]) -> Reaped:
 def created(new: NewRun, standing: Row) -> Created:
     """The answer to a run that was not inserted, from ``standing``: what is there in its place."""
     _, run_id, request, workflow, input_hash, key = standing
+    if new.debounce is not None and run_id == new.id and request == new.request:
+        return Created(run_id, True)  # later triggers may have given it another input
     conflict = _conflict(new, run_id, workflow, input_hash, key)
     return Created(run_id, run_id == new.id and request == new.request and conflict is None, conflict)
 

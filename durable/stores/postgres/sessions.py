@@ -17,7 +17,10 @@ from durable.stores.postgres.wire import NEVER, Call, Row, exchange
 T = TypeVar("T")
 
 _NEVER_PREPARED = frozenset(
-    {"list_runs", "ended_before", "set_aside", "delete_runs", "match_events", "forget_events", "forget_signals"}
+    {
+        *("list_runs", "ended_before", "set_aside", "delete_runs", "match_events", "forget_events", "forget_signals"),
+        *("forget_keys", "forget_merged"),
+    }
 )
 """Rare statements without a shape that has one plan: on small tables a scan is theirs, and a prepared one would keep it
 while the tables grow."""

@@ -30,6 +30,7 @@ from durable.model import (
     NewSignal,
     Outcome,
     Published,
+    Queue,
     Reaped,
     Record,
     Renewal,
@@ -45,17 +46,18 @@ from durable.model import (
 )
 from durable.sql import check_schema, migrations, statements
 from durable.store import Clock, Hint, Route
-from durable.stores.postgres import creating, events, literals, migrating, pruning, requesting, rows, signals
+from durable.stores.postgres import creating, events, literals, migrating, pruning, requesting, rows, signals, turns
 from durable.stores.postgres import writes as flushing
-from durable.stores.postgres.connections import Server
+from durable.stores.postgres.connections import REPEATS, Server
 from durable.stores.postgres.hints import Hints
 from durable.stores.postgres.lease import LeaseConnection
 from durable.stores.postgres.literals import Parameter
+from durable.stores.postgres.queues import Limits
 from durable.stores.postgres.reaping import STUCK_AFTER, Blockers
 from durable.stores.postgres.routing import Routes
 from durable.stores.postgres.sessions import Sessions
 from durable.stores.postgres.transactions import Transactions
-from durable.stores.postgres.wire import Call
+from durable.stores.postgres.wire import Call, Row
 from durable.stores.unscheduled import Unscheduled
 
 SHARD = "0"  # a single Postgres has one
@@ -97,6 +99,8 @@ class PostgresStore(Unscheduled):
         self._lease = LeaseConnection(self._server, self._statements["renew"])
         self._hints = Hints(self._server, schema, self._statements["notify"])
         self._routes = Routes()
+        self._limits = Limits()
+        self._sweeps = turns.Sweeps()
         self._turn = 0
         self._pruning = pruning.Pruning(SHARD)
         self._opened = 0
@@ -216,18 +220,21 @@ class PostgresStore(Unscheduled):
 
     async def reap(self, limit: int = 5) -> Reaped:
         calls = [self._call("delete_expired"), *self._release(limit), self._call("stuck_workers", str(STUCK_AFTER))]
-        _, *released, _, _, _, [[stuck]] = await self._use.write("reap", *calls)
+        _, released, *_, [[stuck]] = await self._use.write("reap", *calls)
+        answers = [released]
         if stuck:
             await self._blockers.end()
-            _, more, *_ = await self._use.write("reap", *calls)
-            released.append(more)
-        return rows.reaped(row for [row] in released)
+            _, released, *_ = await self._use.write("reap", *calls)
+            answers.append(released)
+        self._sweeps.soon()
+        return rows.reaped(row for [row] in answers)
 
     def _release(self, limit: int, worker: str | None = None) -> list[Call]:
         error = rows.gave_up(limit)
         return [
             self._call("release_orphans", str(limit), error, worker),
             self._call("tell_parents", "{}", literals.ids([]), "true"),
+            *turns.left_by_the_dead(self._use, SHARD),
             self._call("forget_claims"),
             self._call("forget_requests"),
         ]
@@ -248,30 +255,48 @@ class PostgresStore(Unscheduled):
         self._turn += 1
         first = self._turn % max(1, len(wanted))  # routes rotate: under a full load each comes first in turn
         turned = literals.scalars(wanted[first:] + wanted[:first])
-        claim = self._call(
-            "claim_runs",
-            *(worker, SHARD, turned, str(limit), batch),
-            *(literals.ids(list(warm)), literals.scalars(list(warm.values())), literals.ids(done)),
-        )
-        lane = self._use.claim
-        [drained], runs, histories, inboxes, [[now, next_ready_at, asked, signalled, stirred]] = await lane.transaction(
-            self._call("drain_wakes", SHARD),
-            claim,
-            self._call("claim_histories", worker, batch),
-            self._call("claim_signals", worker, batch),
-            self._call("claim_rest", SHARD, turned, worker, batch),
-        )
-        self._clock.observe(now, lane.sent)
+        asked = (turned, str(limit), batch, literals.ids(list(warm)), literals.scalars(list(warm.values())))
+        await self._sweeps.sweep(self._use, SHARD)
+        for _ in range(REPEATS):
+            known = self._limits.version
+            limited = self._limits.claim(self._use, worker, SHARD, routes, turned)
+            claim = "claim_runs" if limited is None else "claim_limited"
+            lane = self._use.claim
+            [drained], *answers = await lane.transaction(
+                self._call("drain_wakes", SHARD),
+                *(limited.before if limited else ()),
+                self._call(claim, worker, SHARD, *asked, literals.ids(done), known),
+                self._call("claim_histories", worker, batch),
+                self._call("claim_signals", worker, batch),
+                self._call("claim_rest", SHARD, turned, worker, batch),
+                *(limited.after if limited else ()),
+            )
+            sent = lane.sent
+            first = len(limited.before) if limited else 0
+            runs, histories, inboxes, [rest] = answers[first : first + 4]
+            now, ready, requested, signalled, stirred, version = rest
+            self._clock.observe(now, sent)
+            if version not in {None, known or ""}:
+                await self._limits.refresh(self._use)
+                continue
+            if limited:
+                runs, ready = limited.answer(answers, limit, now, ready)
+            again = await self._drained(now, drained, stirred)
+            if again is not None:
+                ready = again if ready is None else min(ready, again)
+            taken = rows.claimed(runs, histories, signals.by_run(inboxes), self._routes.by_number, worker, warm)
+            return Claimed(taken, ready, rows.requests(requested), signalled)
+        raise StoreUnavailable("claim: the limits of queues change all the time")
+
+    async def _drained(self, now: datetime, drained: Row, stirred: bool) -> datetime | None:
+        """What follows a claim's drain; when to claim again, if something was left behind."""
         left, gone = drained
-        again = now + signals.AGAIN if left else None
         await signals.forget(self._use, SHARD, gone)
         if stirred:
             given, more = await events.match(self._use, SHARD)
-            again = now if given or more else again
-        if again is not None:
-            next_ready_at = again if next_ready_at is None else min(next_ready_at, again)
-        taken = rows.claimed(runs, histories, signals.by_run(inboxes), self._routes.by_number, worker, warm)
-        return Claimed(taken, next_ready_at, rows.requests(asked), signalled)
+            if given or more:
+                return now
+        return now + signals.AGAIN if left else None
 
     async def unread(self, worker: str, run_ids: Sequence[str]) -> Mapping[str, Unread]:
         known = _known(run_ids)
@@ -290,11 +315,14 @@ class PostgresStore(Unscheduled):
             calls += [*asking, *await self._beside(worker, writes)]
         if again := [write for write in writes if write.change is not None and write.change.drop_failed]:
             calls.append(await self._set_aside(again))
+        calls += (leaving := turns.leaving(self._use, SHARD, writes))
         try:
             answers, *others = await self._use.flush.transaction(*calls)
         except PayloadError as error:
             return await self._commit_the_rest(worker, writes, error)
         answers += others[0] if asking else []
+        if len(leaving) > 1 and self._sweeps.passed(others[-1]):
+            self.announce(Hint.WORK)  # to the other processes: a run that was queued is ready
         return await self._explained(writes, answers) if answers else [Outcome.APPLIED] * len(writes)
 
     async def _beside(self, worker: str, writes: Sequence[RunWrite]) -> list[Call]:
@@ -387,7 +415,14 @@ class PostgresStore(Unscheduled):
     async def emitted(self, after: str | None, limit: int) -> list[Emitted]:
         return await events.log(self._use, SHARD, after, limit)
 
+    async def put_queues(self, queues: Sequence[Queue]) -> None:
+        await self._limits.put(self._use, queues)
+
+    async def queues(self) -> list[Queue]:
+        return await self._limits.refresh(self._use)
+
     async def request(self, run_id: str, request: Request) -> State | None:
+        self._sweeps.soon()
         return await requesting.ask(self._use, SHARD, _existing(run_id), request)
 
     async def retry_from(self, run_id: str, step: str, request: Request) -> State | None:

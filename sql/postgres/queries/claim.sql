@@ -6,7 +6,8 @@
 -- for these very parameters looks cheaper than the general one, and it plans anew each time (2 ms against 0.3).
 
 -- name: claim_runs
--- $1 worker, $2 shard, $3 routes, $4 limit, $5 batch, $6 and $7 warm runs and the claim numbers seen, $8 batches done.
+-- $1 worker, $2 shard, $3 routes, $4 limit, $5 batch, $6 and $7 warm runs and the claim numbers seen, $8 batches done,
+-- $9 the limits of queues that the client knows: with others the fence does not hold (see queues.sql).
 -- One probe of runs_ready for each priority and route; the outer LIMIT stops the probes, so no more rows are locked
 -- than taken. A batch that is sent again takes nothing and answers what it took.
 --
@@ -15,7 +16,8 @@
 --          A run's takeovers stand in its row until it is claimed or reaped again; what it has recorded since makes
 --          it none.
 WITH lane AS MATERIALIZED (
-    SELECT 1 FROM durable.workers WHERE id = $1::uuid AND lane = 'claim' FOR KEY SHARE
+    SELECT 1 FROM durable.workers
+    WHERE id = $1::uuid AND lane = 'claim' AND limits IS NOT DISTINCT FROM $9::uuid FOR KEY SHARE
 ), forgotten AS (
     DELETE FROM durable.claims WHERE worker = $1::uuid AND batch = ANY ((SELECT $8::uuid[])::uuid[])
 ), held AS MATERIALIZED (
@@ -110,8 +112,8 @@ WHERE c.worker = $1::uuid AND c.batch = $2::uuid
 
 -- name: claim_rest
 -- $1 shard, $2 routes, $3 worker, $4 batch. The server's time; when the next of these routes' runs becomes due; what is
--- asked of the worker's runs: {run id: request}; which of them got signals that it has not asked for; and whether events or
--- waits for them are to be compared.
+-- asked of the worker's runs: {run id: request}; which of them got signals that it has not asked for; whether events or
+-- waits for them are to be compared; and which limits of queues the worker has to know.
 --
 -- asked    a probe of an empty index when nothing is.
 -- over     rows whose run has left, or whose request was withdrawn; or about signals that this very claim has brought with
@@ -140,7 +142,8 @@ WITH asked AS MATERIALIZED (
 SELECT now(), min(next.ready_at),
        (SELECT json_object_agg(run_id, requested)::text FROM asked WHERE requested IS NOT NULL AND NOT signalled),
        ARRAY(SELECT DISTINCT run_id FROM asked WHERE signalled AND held AND NOT brought ORDER BY run_id),
-       (SELECT true FROM durable.stirred AS s WHERE s.shard = $1::smallint ORDER BY s.id LIMIT 1) IS TRUE
+       (SELECT true FROM durable.stirred AS s WHERE s.shard = $1::smallint ORDER BY s.id LIMIT 1) IS TRUE,
+       (SELECT coalesce(limits::text, '') FROM durable.workers WHERE id = $3::uuid AND lane = 'claim')
 FROM generate_series(0, 9) AS p (priority)
 CROSS JOIN unnest((SELECT $2::integer[])) AS route (id)
 CROSS JOIN LATERAL (
