@@ -1,0 +1,150 @@
+"""Effects that runs share under one key: one makes it, all have its result."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from durable import Context, InvalidArgument, RunFailed, State, current_step, workflow
+from tests.engine.backends import SOON, Backend
+
+
+class Bank:
+    """A step function that can be held, and fails when told to."""
+
+    def __init__(self) -> None:
+        self.charges = 0
+        self.refunds: list[str] = []
+        self.begun = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.broken = False
+        self.keys: list[str] = []
+
+    async def charge(self) -> str:
+        self.charges += 1
+        self.keys.append(current_step().idempotency_key)
+        self.begun.set()
+        await self.go_on.wait()
+        if self.broken:
+            self.broken = False
+            raise ConnectionError("the bank is down")
+        return f"receipt {self.charges}"
+
+    def refund(self, receipt: str) -> None:
+        self.refunds.append(receipt)
+
+
+def charging(bank: Bank, **options: Any) -> Any:
+    @workflow
+    async def pay(ctx: Context, order: str) -> str:
+        return await ctx.step("charge", bank.charge, idempotency_key=f"order:{order}:charge", **options)
+
+    return pay
+
+
+async def test_P41_two_runs_at_the_same_time_have_one_effect_and_the_second_waits_parked(backend: Backend) -> None:
+    bank = Bank()
+    pay = charging(bank)
+    async with backend.engine(pay) as engine:
+        first = await engine.trigger(pay, "1")
+        await bank.begun.wait()
+        second = await engine.trigger(pay, "1")
+        async with asyncio.timeout(SOON):
+            while await second.status() is not State.WAITING:  # noqa: ASYNC110 - only ends are announced
+                await asyncio.sleep(0.002)
+        bank.go_on.set()
+        assert await backend.result(engine, first) == "receipt 1"
+        assert await backend.result(engine, second) == "receipt 1"
+        third = await engine.trigger(pay, "1")
+        assert await backend.result(engine, third) == "receipt 1"
+        other = await engine.trigger(pay, "2")
+        assert await backend.result(engine, other) == "receipt 2"
+    assert bank.charges == 2
+
+
+async def test_many_runs_at_once_have_one_effect(backend: Backend) -> None:
+    bank = Bank()
+    pay = charging(bank)
+    bank.go_on.set()
+    async with backend.engine(pay) as engine:
+        handles = await engine.trigger_many(pay, ["1"] * 30)
+        assert {await backend.result(engine, handle) for handle in handles} == {"receipt 1"}
+    assert bank.charges == 1
+
+
+async def test_when_it_fails_the_one_that_waits_makes_it(backend: Backend) -> None:
+    bank = Bank()
+    bank.broken = True
+    pay = charging(bank)
+    async with backend.engine(pay) as engine:
+        first = await engine.trigger(pay, "1")
+        await bank.begun.wait()
+        second = await engine.trigger(pay, "1")
+        bank.go_on.set()
+        with pytest.raises(RunFailed, match="the bank is down"):
+            await backend.result(engine, first)
+        assert await backend.result(engine, second) == "receipt 2"
+
+
+async def test_when_it_is_undone_the_next_one_makes_it_anew(backend: Backend) -> None:
+    bank = Bank()
+    bank.go_on.set()
+
+    @workflow
+    async def flow(ctx: Context, fails: bool) -> str:
+        receipt = await ctx.step("charge", bank.charge, idempotency_key="k", compensate=bank.refund)
+        if fails:
+            raise ValueError("undo it")
+        return receipt
+
+    async with backend.engine(flow) as engine:
+        with pytest.raises(RunFailed):
+            await backend.result(engine, await engine.trigger(flow, True))
+        assert bank.refunds == ["receipt 1"]
+        assert await backend.result(engine, await engine.trigger(flow, False)) == "receipt 2"
+
+
+async def test_who_did_not_make_it_does_not_undo_it(backend: Backend) -> None:
+    bank = Bank()
+    bank.go_on.set()
+
+    @workflow
+    async def flow(ctx: Context, fails: bool) -> str:
+        receipt = await ctx.step("charge", bank.charge, idempotency_key="k", compensate=bank.refund)
+        if fails:
+            raise ValueError("fails")
+        return receipt
+
+    async with backend.engine(flow) as engine:
+        assert await backend.result(engine, await engine.trigger(flow, False)) == "receipt 1"
+        with pytest.raises(RunFailed):
+            await backend.result(engine, await engine.trigger(flow, True))
+    assert not bank.refunds
+
+
+async def test_a_run_that_is_cancelled_leaves_the_effect_to_who_waits(backend: Backend) -> None:
+    bank = Bank()
+    pay = charging(bank)
+    async with backend.engine(pay) as engine:
+        first = await engine.trigger(pay, "1")
+        await bank.begun.wait()
+        second = await engine.trigger(pay, "1")
+        await first.cancel()
+        async with asyncio.timeout(SOON):
+            while await first.status() is not State.CANCELLED:  # noqa: ASYNC110 - only ends are announced
+                await asyncio.sleep(0.002)
+        bank.go_on.set()
+        assert await backend.result(engine, second) == "receipt 2"
+
+
+async def test_a_key_that_is_none_is_refused(backend: Backend) -> None:
+    @workflow
+    async def flow(ctx: Context) -> str:
+        for key in ("", "x" * 600, "a\nb"):
+            with pytest.raises(InvalidArgument, match="idempotency key"):
+                await ctx.step("charge", asyncio.sleep, 0, idempotency_key=key)
+        return "refused"
+
+    assert await backend.run(flow) == "refused"
