@@ -20,7 +20,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
 .PHONY: help
 help:  ## Show the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 
 $(STAMP): constraints.txt pyproject.toml
 	@python="$(PYTHON)"; "$$python" $(NEW_ENOUGH) || \
@@ -68,6 +68,10 @@ fmt: $(STAMP)  ## Format, and repair what can be repaired
 .PHONY: bench
 bench: $(STAMP)  ## Steps and runs per second of one worker process on Postgres
 	@$(BIN)/python benchmarks/throughput.py $(ARGS)
+
+.PHONY: bench-exchange
+bench-exchange: $(STAMP)  ## The same for fan-out, children, signals and transactions; ARGS="--store sqlite --only children"
+	@$(BIN)/python benchmarks/exchange.py $(ARGS)
 
 .PHONY: lock
 lock: $(STAMP)  ## Pin the newest versions anew, with hashes, for every supported Python

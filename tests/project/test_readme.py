@@ -1,9 +1,10 @@
-"""Every ``python`` block of the README is run.
+"""Every ``python`` block of the README and of the pages in ``docs`` is run.
 
-The blocks are one program, in order and in one namespace, in a new process and an empty directory; ``await`` may
-stand at the top level. A block that begins with ``# file: name.py`` is written to that file instead, where later
-blocks can import it: for programs that would not end. The address ``postgresql://localhost/app`` stands for a new
-database of the test server, and ``DURABLE_DATABASE_URL`` is not set.
+The blocks of a page are one program, in order and in one namespace, in a new process and an empty directory; ``await``
+may stand at the top level. A block that begins with ``# file: name.py`` is written to that file instead, where other
+blocks can import it: for programs that would not end. A block inside an HTML comment is run and not shown: what a page
+needs and a reader does not. The address ``postgresql://localhost/app`` stands for a new database of the test server,
+and ``DURABLE_DATABASE_URL`` is not set.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from durable.testing.postgres import PostgresServer
 
 ROOT = Path(__file__).parents[2]
@@ -21,11 +24,13 @@ ADDRESS = "postgresql://localhost/app"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# file: (\w+\.py)\n")
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
 RUNNER = """
 import ast, asyncio, inspect, sys, types
 text = sys.stdin.read()
 main = sys.modules["__main__"] = types.ModuleType("__main__")
-code = compile(text, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+code = compile(text, sys.argv[1], "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 if code.co_flags & inspect.CO_COROUTINE:
     asyncio.run(eval(code, main.__dict__))
 else:
@@ -46,10 +51,10 @@ def program(markdown: str, directory: Path) -> str:
     return "\n".join(lines)
 
 
-def execute(text: str, directory: Path) -> subprocess.CompletedProcess[str]:
+def execute(text: str, directory: Path, page: str = "README.md") -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "DURABLE_DATABASE_URL"}
     return subprocess.run(
-        [sys.executable, "-c", RUNNER],
+        [sys.executable, "-c", RUNNER, page],
         input=text,
         cwd=directory,
         env=environment | {"PYTHONPATH": f"{ROOT}{os.pathsep}{directory}"},
@@ -60,12 +65,13 @@ def execute(text: str, directory: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_every_block_of_the_readme_runs(tmp_path: Path, postgres_server: PostgresServer) -> None:
-    markdown = (ROOT / "README.md").read_text("utf-8")
-    assert BLOCK.search(markdown), "the README shows no code"
-    name = f"durable_readme_{os.getpid()}"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_of_the_page_runs(page: Path, tmp_path: Path, postgres_server: PostgresServer) -> None:
+    markdown = page.read_text("utf-8")
+    assert BLOCK.search(markdown), "the page shows no code"
+    name = f"durable_{re.sub(r'[^a-z]', '_', page.stem.lower())}_{os.getpid()}"
     text = program(markdown.replace(ADDRESS, postgres_server.database(name)), tmp_path)
-    result = execute(text, tmp_path)
+    result = execute(text, tmp_path, page.name)
     postgres_server.drop_database(name)
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
 
