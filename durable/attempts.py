@@ -85,7 +85,7 @@ class Attempts:
                 if self._host.hooks.active:
                     self._host.hooks.step_started(self._run, op.key, number)
                 try:
-                    step = CurrentStep(self._run.id, op.key, number)
+                    step = CurrentStep(self._run.id, op.key, number, call.shared)
                     value = await invoke(call, step, self._host.threads)
                     return Attempt(number, time.monotonic() - started, None, value)
                 except Exception as error:

@@ -30,24 +30,30 @@ UNWIND = 5.0
 class CurrentStep:
     """What a step function can know about the attempt it runs in."""
 
-    __slots__ = ("_key", "attempt", "cancelled", "run_id")
+    __slots__ = ("_key", "_shared", "attempt", "cancelled", "run_id")
 
-    def __init__(self, run_id: str, key: str, attempt: int) -> None:
+    def __init__(self, run_id: str, key: str, attempt: int, shared: str | None = None) -> None:
         self.run_id = run_id
         self.attempt = attempt
         self.cancelled = False
         """The attempt's result is not wanted any more: it timed out, or the worker stops."""
         self._key = key
+        self._shared = shared
 
     @property
     def name(self) -> str:
-        """The step's name, without its occurrence."""
-        return self._key.partition("#")[0].partition("/")[0]
+        """The step's name, without its branch, item and occurrence."""
+        return self._key.removesuffix("/undo").rpartition("/")[2].partition("#")[0].partition("[")[0]
 
     @property
     def idempotency_key(self) -> str:
-        """``<run_id>/<record key>``: the same for every attempt, crash and retry of this step in this run."""
-        return f"{self.run_id}/{self._key}"
+        """``<run_id>/<record key>``: the same for every attempt, crash and retry of this step in this run.
+
+        Of an effect that runs share it is their key, whichever of them makes it. A compensation's ends with ``/undo``.
+        """
+        if self._shared is None:
+            return f"{self.run_id}/{self._key}"
+        return f"{self._shared}/undo" if self._key.endswith("/undo") else self._shared
 
 
 _current: contextvars.ContextVar[CurrentStep] = contextvars.ContextVar("durable_current_step")

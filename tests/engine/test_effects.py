@@ -44,7 +44,7 @@ def charging(bank: Bank, **options: Any) -> Any:
     return pay
 
 
-async def test_P41_two_runs_at_the_same_time_have_one_effect_and_the_second_waits_parked(backend: Backend) -> None:
+async def test_two_runs_at_the_same_time_have_one_effect_and_the_second_waits_parked(backend: Backend) -> None:
     bank = Bank()
     pay = charging(bank)
     async with backend.engine(pay) as engine:
@@ -62,6 +62,7 @@ async def test_P41_two_runs_at_the_same_time_have_one_effect_and_the_second_wait
         other = await engine.trigger(pay, "2")
         assert await backend.result(engine, other) == "receipt 2"
     assert bank.charges == 2
+    assert bank.keys == ["order:1:charge", "order:2:charge"]
 
 
 async def test_many_runs_at_once_have_one_effect(backend: Backend) -> None:
