@@ -26,7 +26,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -53,6 +53,8 @@ MAX_QUEUED = 10_000
 PAGE = 200
 """Ticks that one plan looks at. croniter needs 40 to 370 µs for each: 10 to 70 ms, in which a worker does nothing
 else. With more of them due the plan says ``more``."""
+
+_FIELDS = tuple(entry.name for entry in fields(ScheduleSpec))
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
@@ -434,14 +436,15 @@ def _dated(schedule: Schedule, next_at: datetime | None) -> Schedule:
 
 def to_json(spec: ScheduleSpec) -> str:
     """The specification as every store keeps it."""
-    return json.dumps(asdict(spec), default=datetime.isoformat, ensure_ascii=False, separators=(",", ":"))
+    values = {name: getattr(spec, name) for name in _FIELDS}  # dataclasses.asdict: 80 µs against 20, per write
+    values["tags"] = dict(spec.tags)
+    return json.dumps(values, default=datetime.isoformat, ensure_ascii=False, separators=(",", ":"))
 
 
 def from_json(text: str) -> ScheduleSpec:
     """The specification that ``to_json`` wrote. What a later version of this code has added to it is left out."""
     found: dict[str, Any] = json.loads(text)
-    known = {entry.name for entry in fields(ScheduleSpec)}
-    values = {name: value for name, value in found.items() if name in known}
+    values = {name: value for name, value in found.items() if name in _FIELDS}
     for name in ("start_at", "end_at"):
         if values[name] is not None:
             values[name] = datetime.fromisoformat(values[name])

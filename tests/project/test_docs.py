@@ -8,9 +8,11 @@ from typing import get_args
 
 from durable.hooks import EventName
 from durable.model import State
+from durable.schedules import Overlap, Skip
 from durable.states import TERMINAL, TRANSITIONS, Event
 
-PAGE = Path(__file__).parents[2] / "docs" / "when-things-go-wrong.md"
+PAGES = Path(__file__).parents[2] / "docs"
+PAGE = PAGES / "when-things-go-wrong.md"
 
 
 def transition_table() -> str:
@@ -26,9 +28,9 @@ def transition_table() -> str:
     return "\n".join(lines)
 
 
-def block(name: str) -> str:
-    found = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- end -->", PAGE.read_text("utf-8"), re.DOTALL)
-    assert found is not None, f"{PAGE.name} has no block {name!r}"
+def block(name: str, page: Path = PAGE) -> str:
+    found = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- end -->", page.read_text("utf-8"), re.DOTALL)
+    assert found is not None, f"{page.name} has no block {name!r}"
     return found.group(1)
 
 
@@ -44,3 +46,10 @@ def test_the_documented_final_states_leave_only_by_an_operators_retry() -> None:
 
 def test_every_event_that_a_callback_can_get_is_documented() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", block("events"), re.MULTILINE)) == set(get_args(EventName))
+
+
+def test_every_reason_and_policy_of_schedules_is_documented() -> None:
+    page = PAGES / "schedules.md"
+    first_cells = re.compile(r"^\| `(\w+)`", re.MULTILINE)
+    assert first_cells.findall(block("skips", page)) == list(Skip)
+    assert first_cells.findall(block("overlap", page)) == ["overlap", *Overlap]
