@@ -51,8 +51,8 @@ class Engine(Operator):
         auto_migrate: Bring the schema up to date at start; else a schema that is behind is an error.
         step_timeout: Default timeout of each step attempt, seconds or timedelta; None: no limit.
         queues: Limits of queues, stored at start; see ``set_limits``.
-        program: Which program this is: schedules that its code declares are remembered under this name. Give the engines
-            of different programs on one schema different names; the default is for a schema with one.
+        program: Which program this is: schedules that its code declares are remembered under this name. Give the
+            engines of different programs on one schema different names; the default is for a schema with one.
         undeclared_schedules: What a start does with schedules that ``program`` declared before, and does not declare
             any more: ``report`` (default) names them in the log, and they go on firing; ``pause`` pauses them until
             they are declared again; ``delete`` deletes them. While two releases of a program run side by side, a

@@ -180,7 +180,7 @@ class Replay:
         }
 
     def end_was_told(self, key: str) -> bool:
-        """Whether an operator's retry has set the end of the child called as ``key`` aside, and left the call standing."""
+        """Whether an operator's retry has set the end of the child called as ``key`` aside, and left the call."""
         asides = {record.key for record in self._others}
         ends = (aside for aside in asides if _aside(aside) == f"{key}/woke")
         return any(end.removesuffix("/woke") not in asides for end in ends)
