@@ -50,6 +50,10 @@ test: $(STAMP)  ## All tests, on memory, SQLite and a Postgres that is found or 
 races: $(STAMP)  ## Signals, deadlines, children and cancels against what a run does then: 2,000 times each, on Postgres
 	@RACES=2000 $(BIN)/pytest tests/races --durations=0 $(ARGS)
 
+.PHONY: ticks
+ticks: $(STAMP)  ## A schedule of every second for two minutes, ten engines, one killed every three seconds
+	@TICK_ENGINES=10 TICK_SECONDS=120 $(BIN)/pytest tests/processes/test_ticks.py --timeout=600 $(ARGS)
+
 .PHONY: check
 check: $(STAMP)  ## Format, lint, types (mypy and pyright, strict) and the structure of the project
 	@$(BIN)/ruff format --check $(SOURCES)

@@ -380,9 +380,18 @@ BEFORE: dict[str, Workflow[None, int]] = {
 BEFORE_SIGTERM = [kind for kind in BEFORE if kind != "→ pending"]
 """What a worker writes by itself when it is continued."""
 
+
+@workflow
+async def ticked(ctx: Context) -> float:
+    """One effect for the tick it is for."""
+    assert ctx.schedule is not None
+    await ctx.step("effect", note, f"tick {ctx.schedule.at.timestamp():g}")
+    return ctx.schedule.at.timestamp()
+
+
 ALL: tuple[Workflow[Any, Any], ...] = (
     *(three_steps, steady, quick, spread, busy, loaded, nap_between, works_on),
     *(undone, undone_with_patience, in_four_seconds, three_run_attempts, reserved),
-    *(endless, drained, blocks_the_loop, deadly),
+    *(endless, drained, blocks_the_loop, deadly, ticked),
     *BEFORE.values(),
 )
