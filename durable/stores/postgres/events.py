@@ -40,15 +40,15 @@ async def match(sessions: Sessions, shard: str) -> tuple[bool, bool]:
     """
     given = False
     for _ in range(_ROUNDS):
-        [[count, left]], [drained], _ = await sessions.write(
+        [[some, left, got_on]], [drained], _ = await sessions.write(
             "match_events",
             sessions.call("match_events", shard),
             sessions.call("drain_wakes", shard),
             forget_call(sessions, shard),
         )
         await signals.forget(sessions, shard, signals.Drained(*drained).gone)
-        given = given or count > 0
-        if not left or not count:
+        given = given or some
+        if not left or not got_on:
             return given, left
     return given, True
 

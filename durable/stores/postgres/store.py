@@ -294,8 +294,9 @@ class PostgresStore(Unscheduled):
         await signals.forget(self._use, SHARD, gone)
         if stirred:
             given, more = await events.match(self._use, SHARD)
-            if given or more:
+            if given:
                 return now
+            left = left or more
         return now + signals.AGAIN if left else None
 
     async def unread(self, worker: str, run_ids: Sequence[str]) -> Mapping[str, Unread]:

@@ -52,7 +52,8 @@ INSERT INTO durable.stirred (shard, topic, key, after, until) SELECT shard, topi
 -- name: match_events
 -- $1 shard. Compares what was stirred, gives each wait the first event that it may have, and leaves what it did not get to.
 -- It waits for nobody but, in the order of the primary key, for a signal with an event's id that somebody sends at this
--- moment. Answers how many waits have ended, and whether something was left. Never prepared: planned for what there is.
+-- moment. Answers whether waits have ended, whether something was left, and whether it got on. Never prepared: planned for what
+-- there is.
 --
 -- waits      a wait ends with one event, so after an event has been compared nobody waits for it any more; what is left of
 --            an event's waits is small. Still no more than 500 for each row; then "after" moves on.
@@ -121,8 +122,9 @@ WITH due AS MATERIALIZED (
 ), done AS (
     DELETE FROM durable.stirred WHERE ctid = ANY (ARRAY(SELECT r.place FROM rest AS r WHERE r.after IS NULL))
 )
-SELECT (SELECT count(*) FROM given),
-       EXISTS (SELECT FROM rest WHERE after IS NOT NULL) OR (SELECT count(*) FROM due) = 100
+SELECT EXISTS (SELECT FROM given),
+       EXISTS (SELECT FROM rest WHERE after IS NOT NULL) OR (SELECT count(*) FROM due) = 100,
+       EXISTS (SELECT FROM rest AS r JOIN due AS d ON d.id = r.id WHERE r.after IS DISTINCT FROM d.after)
 
 -- name: forget_events
 -- $1 shard, $2 limit. Events whose retention is over. For a minute more they stay, for a wait may have begun before and be

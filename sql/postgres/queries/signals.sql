@@ -230,10 +230,11 @@ ON CONFLICT (shard, run_id, id) DO UPDATE SET consumed = true
 -- nothing: those whose run is not this execution's, in its answer's columns.
 SELECT n.id, 'lease_lost'
 FROM unnest($2::smallint[], $3::uuid[], $4::integer[]) AS n (shard, id, claim)
-WHERE NOT EXISTS (
-    SELECT FROM durable.runs AS r
-    WHERE r.shard = n.shard AND r.id = n.id AND (r.owner = $1::uuid AND r.claim = n.claim) IS TRUE
-)
+LEFT JOIN LATERAL (
+    SELECT true AS held FROM durable.runs AS r
+    WHERE r.shard = n.shard AND r.id = n.id AND (r.owner = $1::uuid AND r.claim = n.claim) IS TRUE LIMIT 1
+) AS run ON true
+WHERE run.held IS NULL
 
 -- name: tell_parents
 -- $1 shards, $2 runs, $3 whether also those that this transaction has taken from dead workers. Of the linked runs that
