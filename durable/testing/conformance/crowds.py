@@ -62,8 +62,11 @@ class _Crowd:
 
     async def create(self) -> None:
         if len(self.ids) < _RUNS:
-            created = await self.store().create_runs([self._new() for _ in range(self.random.randrange(1, 9))])
-            self.ids |= {one.run_id for one in created}
+            await self.create_some()
+
+    async def create_some(self) -> None:
+        created = await self.store().create_runs([self._new() for _ in range(self.random.randrange(1, 9))])
+        self.ids |= {one.run_id for one in created}
 
     async def claim(self) -> None:
         worker = self.random.choice(self.workers)
@@ -118,6 +121,8 @@ class _Crowd:
     async def end(self) -> None:
         """Resume what is paused, and complete all that can be claimed, until everything has ended."""
         worker = self.workers[0]
+        for _ in range(5):
+            await self.create_some()
         while True:
             for other, one in list(self.held.values()):
                 await other.apply(one, change=states.complete(one.run.state, "1"))

@@ -35,9 +35,18 @@ CREATE TEMP TRIGGER putting_into INSTEAD OF INSERT ON putting BEGIN
     DELETE FROM durable_buckets WHERE queue IN (SELECT name FROM putting_changed);
 
     UPDATE durable_runs SET ready_at = (SELECT b.due_at FROM durable_blocked AS b WHERE b.run = durable_runs.n)
-    WHERE n IN (SELECT run FROM durable_blocked WHERE queue IN (SELECT name FROM putting_changed));
+    WHERE n IN (
+        SELECT b.run
+        FROM putting_changed AS c
+        CROSS JOIN durable_blocked AS b INDEXED BY durable_blocked_order
+        WHERE b.queue = c.name);
 
-    DELETE FROM durable_blocked WHERE queue IN (SELECT name FROM putting_changed);
+    DELETE FROM durable_blocked
+    WHERE run IN (
+        SELECT b.run
+        FROM putting_changed AS c
+        CROSS JOIN durable_blocked AS b INDEXED BY durable_blocked_order
+        WHERE b.queue = c.name);
 END
 
 -- name: put_queues
@@ -75,14 +84,19 @@ CREATE TEMP VIEW admitting AS SELECT NULL AS now, NULL AS at_most
 CREATE TEMP TRIGGER admitting_into INSTEAD OF INSERT ON admitting BEGIN
     DELETE FROM admitting_shares;
 
-    -- What is in `claimed` and has an owner is of an earlier sending of the claim.
+    -- What is in `claimed` and has an owner is of an earlier sending of the claim. A look-up for each, not a join: see
+    -- claimed_runs.
     INSERT INTO admitting_runs (pos, run, queue, limit_key, keyed)
-    SELECT c.pos, c.run, r.queue, r.limit_key,
-        r.limit_key IS NOT NULL AND (q.per_key IS NOT NULL OR q.key_rate IS NOT NULL)
-    FROM claimed AS c
-    CROSS JOIN durable_runs AS r
-    CROSS JOIN durable_queues AS q
-    WHERE r.n = c.run AND r.owner IS NULL AND q.name = r.queue;
+    SELECT pos, run, doc ->> 0, doc ->> 1, doc ->> 2
+    FROM (
+        SELECT c.pos, c.run, (
+            SELECT json_array(
+                r.queue, r.limit_key, r.limit_key IS NOT NULL AND coalesce(q.per_key, q.key_rate) IS NOT NULL)
+            FROM durable_runs AS r
+            CROSS JOIN durable_queues AS q
+            WHERE r.n = c.run AND r.owner IS NULL AND q.name = r.queue) AS doc
+        FROM claimed AS c)
+    WHERE doc IS NOT NULL;
 
     INSERT INTO admitting_shares (queue, limit_key, places, tokens)
     SELECT q.name, s.limit_key,

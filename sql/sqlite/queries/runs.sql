@@ -151,10 +151,9 @@ INSERT INTO debouncing (now, runs) VALUES (?, ?)
 -- Who stands in the line of a concurrency key, the active one first.
 SELECT json_group_array(id)
 FROM (
-    SELECT r.id
-    FROM durable_lines AS l
-    CROSS JOIN durable_runs AS r
-    WHERE l.workflow = :workflow AND l.key = :key AND r.n = l.run
+    SELECT (SELECT id FROM durable_runs WHERE n = l.run) AS id
+    FROM durable_lines AS l INDEXED BY durable_lines_key
+    WHERE l.workflow = :workflow AND l.key = :key
     ORDER BY l.pos)
 
 -- name: created
@@ -162,15 +161,13 @@ FROM (
 -- stands, the one that is active under its concurrency key.
 SELECT json_group_array(json_array(r.id, r.request, r.workflow, r.key, r.input_hash, CASE
     WHEN w.value ->> '$[19][0]' IS NOT NULL THEN (
-        SELECT a.id FROM durable_absorbed AS d CROSS JOIN durable_runs AS a WHERE d.id = w.value ->> 0 AND a.n = d.run)
+        SELECT id FROM durable_runs WHERE n = (SELECT run FROM durable_absorbed WHERE id = w.value ->> 0))
     END, CASE
     WHEN r.id IS NULL THEN (
-        SELECT a.id
-        FROM durable_lines AS l
-        CROSS JOIN durable_runs AS a
-        WHERE l.workflow = w.value ->> 2 AND l.key = w.value ->> 18 AND a.n = l.run
-        ORDER BY l.pos
-        LIMIT 1)
+        SELECT id FROM durable_runs WHERE n = (
+            SELECT run FROM durable_lines WHERE workflow = w.value ->> 2 AND key = w.value ->> 18
+            ORDER BY pos
+            LIMIT 1))
     END))
 FROM json_each(:runs) AS w
 LEFT JOIN durable_runs AS r ON r.id = coalesce(
