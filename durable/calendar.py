@@ -254,7 +254,8 @@ class Calendar(Messenger):
             firings, _, skipped = scheduling.place(spec, [scheduling.by_hand(found.schedule, now)], found.previous)
             return scheduling.fired(found.schedule, [run_of(spec, one.tick, now) for one in firings], skipped, now)
 
-        handles = self._fired(await self._write(name, fire))
+        write = await self._write(name, fire)
+        handles = () if write is None else self._fired(write.runs)
         return handles[0] if handles else None
 
     async def backfill(
@@ -332,17 +333,19 @@ class Calendar(Messenger):
             new = change(found, now)
             return None if new is None else ScheduleWrite(new, found.schedule)
 
-        await self._write(name, write)
+        if await self._write(name, write) is not None:
+            self._changed_schedules()
         return await self.get_schedule(name)
 
-    async def _write(self, name: str, change: Callable[[Found, datetime], ScheduleWrite | None]) -> Sequence[NewRun]:
-        """Apply what ``change`` makes of the schedule as it stands; the runs that were created."""
+    async def _write(
+        self, name: str, change: Callable[[Found, datetime], ScheduleWrite | None]
+    ) -> ScheduleWrite | None:
+        """Apply what ``change`` makes of the schedule as it stands; None: nothing."""
         deadline = time.monotonic() + _PATIENCE
         while True:
             write = change(await self._find_schedule(name), await self._now())
             if write is None or await self._written(write, deadline):
-                self._changed_schedules()
-                return () if write is None else write.runs
+                return write
             await self._again(deadline)
 
     async def _written(self, write: ScheduleWrite, deadline: float) -> bool:

@@ -272,6 +272,7 @@ class Queue:
 
     @property
     def unlimited(self) -> bool:
+        """Whether it has no limit at all."""
         return all(limit is None for limit in (self.concurrency, self.per_key, self.rate, self.rate_per_key))
 
 
