@@ -175,12 +175,10 @@ class Execution:
 
     @property
     def clock(self) -> Clock:
-        """The store's clock."""
         return self._host.clock
 
     @property
-    def lost(self) -> bool:
-        """The lease is lost, or the run was given back: nothing is written here any more."""
+    def lost(self) -> bool:  # the lease is lost: nothing is written here any more
         return self._lost
 
     @property
@@ -485,6 +483,8 @@ class Execution:
         if outcome is Outcome.APPLIED:
             if self._host.hooks.active:
                 self._host.hooks.written(self.run, write)
+            if write.also is not None:
+                self._host.stirred()
             if change is not None and not change.keep:
                 self._host.left(self, change)
                 if not self.parked and not self.core.open:

@@ -59,6 +59,10 @@ class Host(Protocol):
         """The run was ended, parked or given back; that is committed."""
         ...
 
+    def stirred(self) -> None:
+        """Something was committed that may make other runs ready: a child, the end of a shared effect, a wait."""
+        ...
+
     def rested(self) -> None:
         """The run waits for time in its slot."""
         ...

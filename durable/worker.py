@@ -448,6 +448,13 @@ class Worker:
         if execution.pausing or run_id in self._unheard:  # it left with its request open: it is ready at once
             self._unheard.discard(run_id)
             self.poke()
+        if execution.ref.linked:  # its parent, who waits for its key, or for its place
+            self.stirred()
+
+    def stirred(self) -> None:
+        """Something was committed that may make other runs ready, here or elsewhere."""
+        self.poke()
+        self._store.announce(Hint.WORK)
 
     def rested(self) -> None:
         """A run waits for time in its slot."""

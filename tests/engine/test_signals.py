@@ -414,6 +414,7 @@ async def test_P48_emit_is_logged_once_per_position_and_a_cursor_sees_each_once(
                     page = await engine.events(after=cursor)
                     seen += [(entry.key, entry.data) for entry in page.items]
                     cursor = page.next_cursor
+                    await asyncio.sleep(0.002)
             await engine.signal(handle.run_id, "on")
         await backend.result(engine, handle)
         assert not (await engine.events(after=cursor)).items
