@@ -75,7 +75,7 @@ bench: $(STAMP)  ## Steps and runs per second of one worker process on Postgres
 
 .PHONY: bench-exchange
 bench-exchange: $(STAMP)  ## The same for fan-out, children, signals and transactions; ARGS="--store sqlite --only children"
-	@$(BIN)/python benchmarks/exchange.py $(ARGS)
+	@$(BIN)/python -m benchmarks.exchange $(ARGS)
 
 .PHONY: lock
 lock: $(STAMP)  ## Pin the newest versions anew, with hashes, for every supported Python

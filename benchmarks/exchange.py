@@ -1,6 +1,6 @@
 """What runs that talk to others cost: fan-out, children, signals, transactions; on a store of its own.
 
-    python benchmarks/exchange.py [--store postgres|sqlite|memory] [--size 1.0] [--only NAME]
+    python -m benchmarks.exchange [--store postgres|sqlite|memory] [--size 1.0] [--only NAME]
 
 Scenarios, with ``--size 1``: one parent with 10,000 children by ``ctx.map``; one run with 10,000 steps by ``ctx.map``;
 10,000 signals to 500 waiting runs, from the first one sent until the last run has ended; 2,000 transactions
@@ -22,8 +22,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iter
 from pathlib import Path
 from typing import Any
 
-from throughput import processes_cpu, server_pids, store_url
-
+from benchmarks.throughput import processes_cpu, server_pids, store_url
 from durable import Context, Engine, RunHandle, State, Store, WorkerOptions, workflow
 from durable.collector import sparing_collector
 from durable.stores import store_for
@@ -178,7 +177,7 @@ class Bench:
             async with self.engine(shared), self.engine(shared):
                 yield []
             return
-        arguments = (sys.executable, __file__, "--worker", self.url, "--store", self.kind)
+        arguments = (sys.executable, "-m", "benchmarks.exchange", "--worker", self.url, "--store", self.kind)
         pipe = asyncio.subprocess.PIPE
         workers = [await asyncio.create_subprocess_exec(*arguments, stdout=pipe) for _ in range(2)]
         try:
