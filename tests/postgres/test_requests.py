@@ -224,14 +224,17 @@ async def test_P30_a_request_made_while_an_earlier_one_is_being_forgotten_is_tol
 async def test_no_completion_and_no_request_touches_an_index(postgres: Postgres) -> None:
     """HOT: a new version of a row stays on its page if it has room, and no index hears of it; else none would."""
     store = await postgres.fresh()
-    await create(store, *(new_run() for _ in range(200)))
     worker = await Worker.start(store)
-    ends = [RunWrite(one.ref, [record(1)], _COMPLETE) for one in (await worker.claim()).runs]
-    updated, hot = await _updates(
-        store, store._use.flush, store._use.call("commit_writes", *writes.parameters(worker.id, ends))
-    )
-    assert updated == 200
-    assert hot > 180
+    shares: list[int] = []
+    while len(shares) < 5 and max(shares, default=0) <= 180:
+        # Again: what a claim has left behind is room only when no transaction of the whole server is older.
+        await create(store, *(new_run() for _ in range(200)))
+        ends = [RunWrite(one.ref, [record(1)], _COMPLETE) for one in (await worker.claim()).runs]
+        flush = store._use.call("commit_writes", *writes.parameters(worker.id, ends))
+        updated, hot = await _updates(store, store._use.flush, flush)
+        assert updated == 200
+        shares.append(hot)
+    assert max(shares) > 180
     postgres.rows("VACUUM durable.runs")
     _, one = await claimed(store)
     run = await read(store, one.run.id)
@@ -241,16 +244,14 @@ async def test_no_completion_and_no_request_touches_an_index(postgres: Postgres)
 
 
 async def _updates(store: PostgresStore, lane: Lane, *calls: Call) -> tuple[int, int]:
-    """How many rows of ``runs`` the calls update, and how many of those without touching an index.
-
-    The server counts what the connection has done and not reported yet, so this is the first on its lane.
-    """
+    """How many rows of ``runs`` the calls update, and how many of those without touching an index."""
     count = (
         "SELECT pg_stat_get_xact_tuples_updated(oid), pg_stat_get_xact_tuples_hot_updated(oid) FROM pg_class "
         f"WHERE oid = '{store._schema}.runs'::regclass"
     )
-    *_, [(updated, hot)] = await lane.transaction(*calls, Call(count.encode()))
-    return updated, hot
+    # Before and after: the server counts all that the connection has done and not reported yet.
+    [before], *_, [after] = await lane.transaction(Call(count.encode()), *calls, Call(count.encode()))
+    return after[0] - before[0], after[1] - before[1]
 
 
 # -- deadlocks ------------------------------------------------------------------------------------

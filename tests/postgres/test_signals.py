@@ -247,9 +247,8 @@ async def test_P31_a_drain_that_overlaps_a_park_leaves_its_row(postgres: Postgre
     await send(store, one.run.id, "s1")
     call = store._use.call("drain_wakes", "0")
     with psycopg.connect(postgres.url, cursor_factory=psycopg.RawCursor) as parking:
-        parking.execute(
-            f"UPDATE {postgres.schema}.runs SET state = 'waiting', owner = NULL WHERE id = $1", [one.run.id]
-        )
+        park = f"UPDATE {postgres.schema}.runs SET state = 'waiting', owner = NULL WHERE id = $1"
+        parking.execute(park.encode(), [one.run.id])
         [[drained]] = await store._use.write("drain_wakes", call)
         assert drained == (True, [])
     [[drained]] = await store._use.write("drain_wakes", call)
