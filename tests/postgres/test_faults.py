@@ -189,7 +189,7 @@ async def test_P44_the_listening_connection_may_be_dropped(postgres: Postgres) -
             postgres.rows("SELECT pg_terminate_backend(%s, 10000)", pid)
         async with asyncio.timeout(10):
             assert (
-                await heard.get() == Hint.WORK | Hint.ENDED | Hint.REQUEST
+                await heard.get() == Hint.WORK | Hint.ENDED | Hint.REQUEST | Hint.SCHEDULE
             )  # listening again: something may have been missed
     other.announce(Hint.ENDED)
     async with asyncio.timeout(10):

@@ -54,13 +54,29 @@ async def _replacing(sessions: Sessions, run: NewRun, created: Created) -> Creat
     """
     if not created.created or run.concurrency_key is None or run.policy is not Policy.REPLACE:
         return created
-    others, to_be_asked = await turns.before(sessions, run)
+    return replace(created, replaced=tuple(await _make_way(sessions, str(run.shard), run.id)))
+
+
+async def make_way(sessions: Sessions, shard: str, run_ids: Sequence[str]) -> None:
+    """Have those cancelled that each of these runs replaces, unless that was done."""
+    for run_id in run_ids:
+        await _make_way(sessions, shard, run_id)
+
+
+async def _make_way(sessions: Sessions, shard: str, run_id: str) -> list[str]:
+    """The runs that this one replaces, which are asked to cancel, unless they were."""
+    others, to_be_asked = await turns.before(sessions, shard, run_id)
     if to_be_asked:
         for other in reversed(others):
             with suppress(RunNotFound):  # it ended, and was deleted, since it was read
-                await requesting.ask(sessions, str(run.shard), other, replacement(run.id))
-        await turns.have_replaced(sessions, run)
-    return replace(created, replaced=tuple(others))
+                await requesting.ask(sessions, shard, other, replacement(run_id))
+        await turns.have_replaced(sessions, shard, run_id)
+    return others
+
+
+def inserting(sessions: Sessions, runs: Sequence[NewRun], routes: Mapping[Route, int]) -> list[Call]:
+    """What inserts runs with neither key nor debouncing, in a transaction of somebody else."""
+    return [*turns.entering(sessions, runs), sessions.call("add_runs", *_runs(runs, routes))]
 
 
 async def _create(
@@ -124,6 +140,7 @@ def _runs(runs: Sequence[NewRun], routes: Mapping[Route, int]) -> list[Parameter
         [run.parent for run in runs],
         [run.parent_key for run in runs],
         [turns.debounce_key(run) for run in runs],
+        [run.schedule for run in runs],
     )
     return [
         literals.scalars([run.shard for run in runs]),
@@ -134,6 +151,7 @@ def _runs(runs: Sequence[NewRun], routes: Mapping[Route, int]) -> list[Parameter
         *marks_and_texts[:9],
         literals.scalars([run.priority for run in runs]),
         *marks_and_texts[9:],
+        literals.times([run.tick for run in runs]),
     ]
 
 

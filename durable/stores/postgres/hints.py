@@ -27,8 +27,8 @@ _SELF_TEST = 1.0  # seconds in which the first notification to oneself should be
 _RETRY_FIRST, _RETRY_MAX = 0.1, 2.0  # seconds between two attempts to listen again, doubling
 _FAREWELL = 1.0  # seconds for the last notification when the store closes
 
-_LETTERS = {Hint.WORK: "W", Hint.ENDED: "E", Hint.REQUEST: "R"}
-_EVERYTHING = Hint.WORK | Hint.ENDED | Hint.REQUEST
+_LETTERS = {Hint.WORK: "W", Hint.ENDED: "E", Hint.REQUEST: "R", Hint.SCHEDULE: "S"}
+_EVERYTHING = Hint.WORK | Hint.ENDED | Hint.REQUEST | Hint.SCHEDULE
 
 
 class Hints:

@@ -90,6 +90,8 @@ def _calls(sessions: Sessions, run: Run, wakes: int, request: Request, plan: Pla
         calls.append(sessions.call("tell_worker", shard, run.id))
     if plan.ready and run.concurrency_key is not None:
         calls.append(sessions.call("keep_turn", shard, run.id))
+    if run.state in TERMINAL and run.schedule is not None and run.tick is not None:
+        calls.append(sessions.call("reopen_tick", shard, run.schedule, literals.instant(run.tick), run.id))
     if plan.ended and run.linked:
         calls += turns.ended(sessions, shard, run.id)
         calls.append(sessions.call("tell_parents", literals.scalars([run.shard]), literals.ids([run.id]), "false"))

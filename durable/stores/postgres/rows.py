@@ -44,7 +44,7 @@ def summary(row: Row) -> RunSummary:
 
 def run(row: Row) -> Run:
     """From ``get_runs`` and ``ended_runs``: the columns of a list, then the payloads."""
-    run_input, result, error, seed = row[22:]
+    run_input, result, error, seed = row[24:]
     return Run(**_summary(row), input=run_input, result=result, error=error, seed=seed)
 
 
@@ -72,6 +72,8 @@ def _summary(row: Row) -> dict[str, Any]:
         "concurrency_key": row[19],
         "parent": row[20],
         "linked": row[21],
+        "schedule": row[22],
+        "tick": row[23],
     }
 
 
@@ -90,13 +92,13 @@ def claimed(
     found: list[ClaimedRun] = []
     for row in runs:
         id_, shard, route, state, created, started, key, tags, claim, takeovers, wakes, input_, error, seed = row[:14]
-        asked, priority, limit_key, concurrency_key, parent, linked = row[14:]
+        asked, priority, limit_key, concurrency_key, parent, linked, schedule, tick = row[14:]
         workflow, version, queue = routes[route]
         requested = None if asked is None else request_from_json(asked)
         run = Run(
             id_, workflow, version, _STATES[state], created, key, _tags(tags), started, None, None, None, requested,
-            worker, claim, takeovers, shard, queue, priority, limit_key, concurrency_key, parent, linked,
-            input=input_, error=error, seed=seed,
+            worker, claim, takeovers, shard, queue, priority, limit_key, concurrency_key, parent, linked, schedule,
+            tick, input=input_, error=error, seed=seed,
         )  # fmt: skip
         current = warm.get(id_) == claim - 1
         found.append(ClaimedRun(run, None if current else records[id_], wakes, inboxes.get(id_, ())))

@@ -55,16 +55,16 @@ from durable.stores.postgres.literals import Parameter
 from durable.stores.postgres.queues import Limits
 from durable.stores.postgres.reaping import STUCK_AFTER, Blockers
 from durable.stores.postgres.routing import Routes
+from durable.stores.postgres.schedules import Schedules
 from durable.stores.postgres.sessions import Sessions
 from durable.stores.postgres.transactions import Transactions
 from durable.stores.postgres.wire import Call, Row
-from durable.stores.unscheduled import Unscheduled
 
 SHARD = "0"  # a single Postgres has one
 _LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 
-class PostgresStore(Unscheduled):
+class PostgresStore(Schedules):
     """Runs in a schema of a Postgres database.
 
     Constructing it does no I/O.
@@ -453,6 +453,7 @@ class PostgresStore(Unscheduled):
             *(SHARD, before or _LAST_ID, where.workflow, where.version, where.state),
             rows.tags_text(where.tags) if where.tags else None,
             *(_instant(where.created_after), _instant(where.created_before), str(limit), where.queue, where.parent),
+            where.schedule,
         )
         return [rows.summary(row) for row in found]
 

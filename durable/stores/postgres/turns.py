@@ -86,8 +86,8 @@ def before_it_is_ready(sessions: Sessions, run: Run) -> list[Call]:
     """What precedes a request that makes a run ready: then ``keep_turn`` knows who else has a turn."""
     if run.concurrency_key is None:
         return []
-    names = literals.columns([run.workflow], [run.concurrency_key])
-    return [sessions.call("hold_turns", literals.scalars([run.shard]), *names)]
+    names = literals.columns([run.workflow], [run.concurrency_key], [])
+    return [sessions.call("hold_turns", literals.scalars([run.shard]), *names, literals.ids([]), "{}")]
 
 
 # -- triggers -------------------------------------------------------------------------------------
@@ -98,14 +98,15 @@ def entering(sessions: Sessions, runs: Sequence[NewRun]) -> list[Call]:
     keyed = [run for run in runs if run.concurrency_key is not None]
     if not keyed:
         return []
-    shards = literals.scalars([run.shard for run in keyed])
+    shards, ids = literals.scalars([run.shard for run in keyed]), literals.ids([run.id for run in keyed])
     workflows, turns = [run.workflow for run in keyed], [run.concurrency_key for run in keyed]
+    schedules, ticks = [run.schedule for run in keyed], literals.times([run.tick for run in keyed])
     return [
-        sessions.call("hold_turns", shards, *literals.columns(workflows, turns)),
+        sessions.call("hold_turns", shards, *literals.columns(workflows, turns, schedules), ids, ticks),
         sessions.call(
             "take_turns",
             shards,
-            literals.ids([run.id for run in keyed]),
+            ids,
             literals.scalars([_POLICIES[run.policy] for run in keyed]),
             literals.times([ready_at(run) for run in keyed]),
             literals.scalars([delay(run) for run in keyed]),
@@ -114,7 +115,9 @@ def entering(sessions: Sessions, runs: Sequence[NewRun]) -> list[Call]:
                 turns,
                 [run.key for run in keyed],
                 [debounce_key(run) for run in keyed],
+                schedules,
             ),
+            ticks,
         ),
     ]
 
@@ -150,11 +153,11 @@ def debounce_key(run: NewRun) -> str | None:
     return None if run.debounce is None else run.debounce.key
 
 
-async def before(sessions: Sessions, run: NewRun) -> tuple[list[str], bool]:
+async def before(sessions: Sessions, shard: str, run_id: str) -> tuple[list[str], bool]:
     """The runs under its concurrency key that come before it and have not ended, and whether to ask them to cancel."""
-    found = await sessions.read("turns_before", str(run.shard), run.id)
+    found = await sessions.read("turns_before", shard, run_id)
     return [run_id for run_id, _ in found], any(replaces for _, replaces in found)
 
 
-async def have_replaced(sessions: Sessions, run: NewRun) -> None:
-    await sessions.write("replace", sessions.call("have_replaced", str(run.shard), run.id))
+async def have_replaced(sessions: Sessions, shard: str, run_id: str) -> None:
+    await sessions.write("replace", sessions.call("have_replaced", shard, run_id))

@@ -45,6 +45,8 @@ CREATE TABLE durable.runs (
     parent_key   text,                               -- the key of the record under which its parent called it
     limit_key    text,                               -- whose share of its queue's limits it uses
     concurrency_key text,                            -- at most one run of the workflow with this key is active
+    tick         timestamptz,                        -- the nominal time of the tick that it is for
+    schedule     text COLLATE "C",                   -- of this schedule
     PRIMARY KEY (shard, id)
 ) WITH (
     fillfactor = 50,                                 -- every completion stays on its page (HOT)
@@ -59,6 +61,9 @@ CREATE INDEX runs_ready ON durable.runs (shard, route, priority, ready_at) WHERE
 
 -- The children of a run, for lists. Neither column changes.
 CREATE INDEX runs_children ON durable.runs (shard, parent, id) WHERE parent IS NOT NULL;
+
+-- The runs of a schedule, for lists; as little.
+CREATE INDEX runs_scheduled ON durable.runs (shard, schedule, id) WHERE schedule IS NOT NULL;
 
 -- Append-only: one row per record, written once.
 CREATE TABLE durable.history (

@@ -376,11 +376,13 @@ WITH lane AS MATERIALIZED (
     ON CONFLICT (shard, worker, run_id, wakes) DO NOTHING
 )
 SELECT t.id, t.shard, t.route, t.state, t.created_at, t.started_at, t.key, t.tags::text, t.claim, t.takeovers, t.wakes,
-       t.input, t.error, t.seed, t.requested, t.priority, t.limit_key, t.concurrency_key, t.parent, t.linked
+       t.input, t.error, t.seed, t.requested, t.priority, t.limit_key, t.concurrency_key, t.parent, t.linked,
+       t.schedule, t.tick
 FROM taken AS t
 UNION ALL
 SELECT r.id, r.shard, r.route, r.state, r.created_at, r.started_at, r.key, r.tags::text, r.claim, r.takeovers, r.wakes,
-       r.input, r.error, r.seed, r.requested, r.priority, r.limit_key, r.concurrency_key, r.parent, r.linked
+       r.input, r.error, r.seed, r.requested, r.priority, r.limit_key, r.concurrency_key, r.parent, r.linked,
+       r.schedule, r.tick
 FROM durable.claims AS c
 CROSS JOIN lane
 CROSS JOIN LATERAL unnest(c.run_ids) AS u (id)
@@ -389,7 +391,8 @@ CROSS JOIN LATERAL (
 ) AS r
 WHERE c.worker = $1::uuid AND c.batch = $5::uuid
 UNION ALL
-SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+       NULL, NULL
 WHERE EXISTS (SELECT FROM ranked WHERE blocked) OR (SELECT count(*) FROM picked) >= $4::integer + 200
 
 -- name: limits_rest

@@ -9,7 +9,7 @@
 -- $1 shard, $2 run. In the columns of get_runs, without payloads that no decision needs; last the number of wakes.
 SELECT r.id, r.state, r.created_at, r.started_at, r.ended_at, r.ready_at, r.key, r.tags::text, r.reason, r.requested,
        r.owner, r.claim, r.takeovers, r.shard, routes.workflow, routes.version,
-       routes.queue, r.priority, r.limit_key, r.concurrency_key, r.parent, r.linked, NULL, NULL, r.error, '', r.wakes
+       routes.queue, r.priority, r.limit_key, r.concurrency_key, r.parent, r.linked, r.schedule, r.tick, NULL, NULL, r.error, '', r.wakes
 FROM durable.runs AS r JOIN durable.routes ON routes.id = r.route
 WHERE r.shard = $1::smallint AND r.id = $2::uuid
 
@@ -99,7 +99,7 @@ WITH locked AS MATERIALIZED (
         SELECT x.ctid AS place FROM durable.runs AS x WHERE x.shard = $1::smallint AND x.id = n.id LIMIT 1
     ) AS seen
     CROSS JOIN LATERAL (
-        SELECT r.id, r.ctid AS place, r.key, r.route FROM durable.runs AS r
+        SELECT r.id, r.ctid AS place, r.key, r.route, r.schedule, r.tick FROM durable.runs AS r
         WHERE r.shard = $1::smallint AND r.id = n.id AND (r.ctid = seen.place AND r.ended_at < $3::timestamptz) IS TRUE
         FOR UPDATE SKIP LOCKED
     ) AS run
@@ -141,6 +141,15 @@ WITH locked AS MATERIALIZED (
             LIMIT 1
         ) AS k
         WHERE l.key IS NOT NULL
+    ))
+), ticks AS (
+    DELETE FROM durable.ticks WHERE ctid = ANY (ARRAY(
+        SELECT t.ctid FROM locked AS l
+        CROSS JOIN LATERAL (
+            SELECT x.ctid FROM durable.ticks AS x
+            WHERE x.shard = $1::smallint AND x.schedule = l.schedule AND x.at = l.tick AND (x.run_id = l.id) IS TRUE LIMIT 1
+        ) AS t
+        WHERE l.schedule IS NOT NULL
     ))
 )
 DELETE FROM durable.runs WHERE ctid = ANY (ARRAY(SELECT place FROM locked)) RETURNING id

@@ -19,22 +19,23 @@ ON CONFLICT (shard, workflow, key) DO NOTHING
 -- name: add_runs
 -- $1 shards, $2 ids, $3 routes, $4 times ready, $5 delays, $6 and $7 marks, $8 workflows, $9 keys, $10 seeds,
 -- $11 input hashes, $12 requests, $13 tags, $14 inputs, $15 priorities, $16 limit keys, $17 concurrency keys, $18 parents, $19 the
--- keys of their calls, $20 debounce keys. A statement after add_keys, take_turns and merge_trigger: in the same one, what
--- they did could not be seen. Answers the ids that were inserted.
+-- keys of their calls, $20 debounce keys, $21 schedules, $22 ticks. A statement after add_keys, take_turns, merge_trigger and
+-- write_schedules: in the same one, what they did could not be seen. Answers the ids that were inserted.
 INSERT INTO durable.runs (shard, id, route, key, ready_at, seed, input_hash, request, tags, input, priority, limit_key,
-                          concurrency_key, parent, parent_key, linked)
+                          concurrency_key, parent, parent_key, linked, schedule, tick)
 SELECT n.shard, n.id, n.route, n.key,
        CASE WHEN turn.waits THEN NULL
             ELSE coalesce(timestamptz 'epoch' + n.ready_at * interval '1 us', now() + make_interval(secs => n.delay)) END,
        coalesce(n.seed, ''), coalesce(n.input_hash, ''), n.request, n.tags::jsonb, n.input, n.priority, n.limit_key,
-       n.concurrency_key, n.parent::uuid, n.parent_key, n.parent IS NOT NULL OR n.concurrency_key IS NOT NULL
+       n.concurrency_key, n.parent::uuid, n.parent_key, n.parent IS NOT NULL OR n.concurrency_key IS NOT NULL,
+       n.schedule, timestamptz 'epoch' + n.tick * interval '1 us'
 FROM unnest($1::smallint[], $2::uuid[], $3::integer[], $4::bigint[], $5::float8[], string_to_array($8, $6, $7),
             string_to_array($9, $6, $7), string_to_array($10, $6, $7), string_to_array($11, $6, $7),
             string_to_array($12, $6, $7), string_to_array($13, $6, $7), string_to_array($14, $6, $7), $15::smallint[],
             string_to_array($16, $6, $7), string_to_array($17, $6, $7), string_to_array($18, $6, $7),
-            string_to_array($19, $6, $7), string_to_array($20, $6, $7))
+            string_to_array($19, $6, $7), string_to_array($20, $6, $7), string_to_array($21, $6, $7), $22::bigint[])
      AS n (shard, id, route, ready_at, delay, workflow, key, seed, input_hash, request, tags, input, priority, limit_key,
-           concurrency_key, parent, parent_key, debounce)
+           concurrency_key, parent, parent_key, debounce, schedule, tick)
 LEFT JOIN LATERAL (
     SELECT k.run_id FROM durable.keys AS k WHERE k.shard = n.shard AND k.workflow = n.workflow AND k.key = n.key LIMIT 1
 ) AS winner ON true
@@ -46,8 +47,13 @@ LEFT JOIN LATERAL (
     SELECT d.run_id FROM durable.debounces AS d
     WHERE d.shard = n.shard AND d.workflow = n.workflow AND d.key = n.debounce LIMIT 1
 ) AS debounced ON true
+LEFT JOIN LATERAL (
+    SELECT t.run_id FROM durable.ticks AS t
+    WHERE n.tick IS NOT NULL AND t.shard = n.shard AND t.schedule = n.schedule
+      AND t.at = timestamptz 'epoch' + n.tick * interval '1 us' LIMIT 1
+) AS ticked ON true
 WHERE (n.key IS NULL OR winner.run_id = n.id) AND (n.concurrency_key IS NULL OR turn.waits IS NOT NULL)
-  AND (n.debounce IS NULL OR debounced.run_id = n.id)
+  AND (n.debounce IS NULL OR debounced.run_id = n.id) AND (n.tick IS NULL OR ticked.run_id = n.id)
 ORDER BY n.shard, n.id
 ON CONFLICT (shard, id) DO NOTHING
 RETURNING id
@@ -75,7 +81,7 @@ SELECT r.id, r.state, r.created_at, r.started_at, r.ended_at, r.ready_at, r.key,
            SELECT FROM durable.history AS h WHERE h.shard = r.shard AND h.run_id = r.id
            AND h.seq > r.takeover_seq AND h.kind <> 'takeover' AND h.worker IS NOT NULL) THEN 0 ELSE r.takeovers END AS takeovers,
        r.shard, routes.workflow, routes.version,
-       routes.queue, r.priority, r.limit_key, r.concurrency_key, r.parent, r.linked, r.input, r.result, r.error, r.seed
+       routes.queue, r.priority, r.limit_key, r.concurrency_key, r.parent, r.linked, r.schedule, r.tick, r.input, r.result, r.error, r.seed
 FROM unnest($2::uuid[]) AS n (id)
 CROSS JOIN LATERAL (SELECT x.* FROM durable.runs AS x WHERE x.shard = $1::smallint AND x.id = n.id LIMIT 1) AS r
 JOIN durable.routes ON routes.id = r.route
@@ -87,7 +93,7 @@ SELECT r.id, r.state, r.created_at, r.started_at, r.ended_at, r.ready_at, r.key,
            SELECT FROM durable.history AS h WHERE h.shard = r.shard AND h.run_id = r.id
            AND h.seq > r.takeover_seq AND h.kind <> 'takeover' AND h.worker IS NOT NULL) THEN 0 ELSE r.takeovers END AS takeovers,
        r.shard, routes.workflow, routes.version,
-       routes.queue, r.priority, r.limit_key, r.concurrency_key, r.parent, r.linked, NULL, r.result, r.error, r.seed
+       routes.queue, r.priority, r.limit_key, r.concurrency_key, r.parent, r.linked, r.schedule, r.tick, NULL, r.result, r.error, r.seed
 FROM unnest($2::uuid[]) AS n (id)
 CROSS JOIN LATERAL (
     SELECT x.* FROM durable.runs AS x WHERE x.shard = $1::smallint AND x.id = n.id AND (x.ended_at IS NOT NULL) IS TRUE
@@ -101,7 +107,7 @@ SELECT run_id FROM durable.keys WHERE shard = $1::smallint AND workflow = $2::te
 
 -- name: list_runs
 -- $1 shard, $2 below this id, $3 workflow, $4 version, $5 state, $6 tags, $7 created after, $8 created before, $9 limit,
--- $10 queue, $11 parent.
+-- $10 queue, $11 parent, $12 schedule.
 -- Walks the primary key from its end: ids are UUIDv7, so that is newest first. Never prepared: without the value of the
 -- limit the planner expects a tenth of the table, and sorts it.
 SELECT r.id, r.state, r.created_at, r.started_at, r.ended_at, r.ready_at, r.key, r.tags::text, r.reason, r.requested,
@@ -109,13 +115,14 @@ SELECT r.id, r.state, r.created_at, r.started_at, r.ended_at, r.ready_at, r.key,
            SELECT FROM durable.history AS h WHERE h.shard = r.shard AND h.run_id = r.id
            AND h.seq > r.takeover_seq AND h.kind <> 'takeover' AND h.worker IS NOT NULL) THEN 0 ELSE r.takeovers END AS takeovers,
        r.shard, routes.workflow, routes.version,
-       routes.queue, r.priority, r.limit_key, r.concurrency_key, r.parent, r.linked
+       routes.queue, r.priority, r.limit_key, r.concurrency_key, r.parent, r.linked, r.schedule, r.tick
 FROM durable.runs AS r JOIN durable.routes ON routes.id = r.route
 WHERE r.shard = $1::smallint AND r.id < $2::uuid
   AND ($3::text IS NULL OR routes.workflow = $3) AND ($4::text IS NULL OR routes.version = $4)
   AND ($5::text IS NULL OR r.state = $5) AND ($6::jsonb IS NULL OR r.tags @> $6)
   AND ($7::timestamptz IS NULL OR r.created_at >= $7) AND ($8::timestamptz IS NULL OR r.created_at < $8)
   AND ($10::text IS NULL OR routes.queue = $10) AND ($11::uuid IS NULL OR r.parent = $11)
+  AND ($12::text IS NULL OR r.schedule = $12)
 ORDER BY r.id DESC
 LIMIT $9::integer
 

@@ -8,17 +8,25 @@
 -- again after it has committed. Everybody who ends a run of this kind does, and each claiming worker once a second.
 
 -- name: hold_turns
--- $1 shards, $2 and $3 marks, $4 workflows, $5 keys. In one order. A key that is not there is inserted, which locks it too.
+-- $1 shards, $2 and $3 marks, $4 workflows, $5 keys; of new runs also: $6 schedules, $7 ids, $8 ticks. In one order. A key
+-- that is not there is inserted, which locks it too. Not for a run whose tick is another's: nobody waits for nothing.
 INSERT INTO durable.turn_keys (shard, workflow, key, held_at)
 SELECT DISTINCT n.shard, n.workflow, n.key, now()
-FROM unnest((SELECT $1::smallint[]), (SELECT string_to_array($4, $2, $3)), (SELECT string_to_array($5, $2, $3)))
-     AS n (shard, workflow, key)
+FROM unnest((SELECT $1::smallint[]), (SELECT string_to_array($4, $2, $3)), (SELECT string_to_array($5, $2, $3)),
+            (SELECT string_to_array($6, $2, $3)), (SELECT $7::uuid[]), (SELECT $8::bigint[]))
+     AS n (shard, workflow, key, schedule, id, tick)
+LEFT JOIN LATERAL (
+    SELECT t.run_id FROM durable.ticks AS t
+    WHERE n.tick IS NOT NULL AND t.shard = n.shard AND t.schedule = n.schedule
+      AND t.at = timestamptz 'epoch' + n.tick * interval '1 us' LIMIT 1
+) AS ticked ON true
+WHERE n.tick IS NULL OR ticked.run_id = n.id
 ORDER BY n.shard, n.workflow, n.key
 ON CONFLICT (shard, workflow, key) DO UPDATE SET held_at = excluded.held_at
 
 -- name: take_turns
 -- $1 shards, $2 ids, $3 what each would rather do than be refused: 1 wait, 2 replace the others too; $4 times ready, $5 delays, $6 and $7 marks,
--- $8 workflows, $9 concurrency keys, $10 keys, $11 debounce keys. A turn for each run that may be created; answers the id
+-- $8 workflows, $9 concurrency keys, $10 keys, $11 debounce keys, $12 schedules, $13 ticks. A turn for each run that may be created; answers the id
 -- of each other one with the id of the run that is active. Runs that add_runs would not insert for other reasons have none.
 --
 -- active   the first run under the key that has not ended, committed or of an earlier trigger: its turn may not have been
@@ -27,8 +35,9 @@ WITH new AS MATERIALIZED (
     SELECT n.*
     FROM unnest((SELECT $1::smallint[]), (SELECT $2::uuid[]), (SELECT $3::smallint[]), (SELECT $4::bigint[]),
                 (SELECT $5::float8[]), (SELECT string_to_array($8, $6, $7)), (SELECT string_to_array($9, $6, $7)),
-                (SELECT string_to_array($10, $6, $7)), (SELECT string_to_array($11, $6, $7)))
-         WITH ORDINALITY AS n (shard, id, policy, ready_at, delay, workflow, turn, key, debounce, place)
+                (SELECT string_to_array($10, $6, $7)), (SELECT string_to_array($11, $6, $7)),
+                (SELECT string_to_array($12, $6, $7)), (SELECT $13::bigint[]))
+         WITH ORDINALITY AS n (shard, id, policy, ready_at, delay, workflow, turn, key, debounce, schedule, tick, place)
     LEFT JOIN LATERAL (
         SELECT true AS found FROM durable.runs AS r WHERE r.shard = n.shard AND r.id = n.id LIMIT 1
     ) AS run ON true
@@ -40,7 +49,13 @@ WITH new AS MATERIALIZED (
         SELECT d.run_id FROM durable.debounces AS d
         WHERE d.shard = n.shard AND d.workflow = n.workflow AND d.key = n.debounce LIMIT 1
     ) AS debounced ON true
+    LEFT JOIN LATERAL (
+        SELECT t.run_id FROM durable.ticks AS t
+        WHERE n.tick IS NOT NULL AND t.shard = n.shard AND t.schedule = n.schedule
+          AND t.at = timestamptz 'epoch' + n.tick * interval '1 us' LIMIT 1
+    ) AS ticked ON true
     WHERE run.found IS NULL AND (n.key IS NULL OR winner.run_id = n.id) AND (n.debounce IS NULL OR debounced.run_id = n.id)
+      AND (n.tick IS NULL OR ticked.run_id = n.id)
 ), active AS MATERIALIZED (
     SELECT k.shard, k.workflow, k.turn, first.run_id
     FROM (SELECT DISTINCT shard, workflow, turn FROM new) AS k
