@@ -92,7 +92,7 @@ class _NoOwner(MemoryStore):
 class _NoWakeCounter(MemoryStore):
     async def commit(self, worker: str, writes: Sequence[RunWrite]) -> list[Outcome]:
         return await super().commit(
-            worker, [replace(w, change=w.change and replace(w.change, wakes=None)) for w in writes]
+            worker, [replace(w, change=w.change and w.change._replace(wakes=None)) for w in writes]
         )
 
 
@@ -321,7 +321,7 @@ class _StandsStill(MemoryStore):
     """A pause that was asked for is carried out, whatever is asked by now."""
 
     def _change(self, row: Row, change: Change, now: datetime) -> None:
-        super()._change(row, replace(change, asked=False), now)
+        super()._change(row, change._replace(asked=False), now)
 
 
 class _ParksOverARequest(MemoryStore):
@@ -335,7 +335,7 @@ class _ParksOverARequest(MemoryStore):
 
 class _FailuresStay(MemoryStore):
     def _change(self, row: Row, change: Change, now: datetime) -> None:
-        super()._change(row, replace(change, drop_failed=False), now)
+        super()._change(row, change._replace(drop_failed=False), now)
 
 
 class _FailuresAreDeleted(MemoryStore):
@@ -642,4 +642,5 @@ async def test_a_broken_rule_turns_its_test_red(broken: type[MemoryStore], test:
     for argument in arguments or [()]:
         harness: StoreHarness = _Harness(broken())
         with pytest.raises(AssertionError):
-            await (run(harness, *argument) if isinstance(argument, tuple) else run(harness, argument))
+            # A named tuple is one argument.
+            await (run(harness, *argument) if type(argument) is tuple else run(harness, argument))
