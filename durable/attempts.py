@@ -68,7 +68,7 @@ class Attempts:
         """No further attempt starts here: the worker drains, or the run is being paused."""
         self.parked = False
         self.last: Pending | None = None
-        """The latest write. Nothing with an effect starts before it is committed."""
+        """The latest write. Nothing with an effect starts before what was written when it was called is committed."""
 
     async def run(self, op: Operation, call: Call) -> Attempt:
         """Call until an attempt succeeds or is the last."""
@@ -77,10 +77,11 @@ class Attempts:
             number += len(earlier)
             if (due_at := earlier[-1].due_at) is not None:
                 await self._until(op, due_at)
+        before = self.last
         self.busy += 1
         try:
             while True:
-                while (gate := self._gate(started := time.monotonic())) is not None:
+                while (gate := self._gate(started := time.monotonic(), before)) is not None:
                     await gate
                 if self._host.hooks.active:
                     self._host.hooks.step_started(self._run, op.key, number)
@@ -99,7 +100,7 @@ class Attempts:
                     await self._until(op, due_at)
                 finally:
                     self.busy += 1
-                number += 1
+                number, before = number + 1, self.last
         finally:
             self.busy -= 1
             if self.closed or self._timers:  # else nothing waits for this one to end
@@ -130,10 +131,14 @@ class Attempts:
         self._resumed.clear()
         await self._resumed.wait()
 
-    def _gate(self, now: float) -> Awaitable[None] | None:
-        """What an attempt has to wait for: all before it is committed, the lease holds, nobody drains."""
-        if self.last is not None and not self.last.done:
-            return self.last.committed()
+    def _gate(self, now: float, before: Pending | None) -> Awaitable[None] | None:
+        """What an attempt has to wait for: all before it is committed, the lease holds, nobody drains.
+
+        Before it is what was written when it was called. What others that stand beside it have written since cannot
+        have led to it; waiting for that too, 500 quick steps side by side made 500 commits, each waking all the others.
+        """
+        if before is not None and not before.done:
+            return before.committed()
         if self.parked:
             return self.resumed()
         if self.closed:

@@ -90,7 +90,7 @@ class Pending(RunWrite):
     the garbage collector has to look at.
     """
 
-    __slots__ = ("_loop", "_settled", "_waiters", "done")
+    __slots__ = ("_done", "_into", "_loop", "_settled", "_waiters")
 
     def __init__(
         self,
@@ -105,20 +105,28 @@ class Pending(RunWrite):
         self.records = records
         self.change = change
         self.also = also
-        self.done = False
+        self._done = False
+        self._into: Pending | None = None  # what it was folded into
         self._settled = settled
         self._loop = loop
         self._waiters: list[asyncio.Future[None]] = []
 
+    @property
+    def done(self) -> bool:
+        """It was answered."""
+        return self._done if self._into is None else self._into.done
+
     def committed(self) -> asyncio.Future[None]:
         """Done when it is committed. One future a waiter: cancelling one waiter leaves the others alone."""
+        if self._into is not None:
+            return self._into.committed()
         waiter = self._loop.create_future()
         self._waiters.append(waiter)
         return waiter
 
     def settle(self, outcome: Outcome | DurableError) -> None:
         """Applied: wake the waiters. Otherwise the execution is told, and it unwinds them."""
-        self.done = True
+        self._done = True
         if outcome is Outcome.APPLIED:
             for waiter in self._waiters:
                 if not waiter.done():
@@ -132,6 +140,7 @@ class Pending(RunWrite):
         if self.also is not None:
             later.also = _together(self.also, later.also)
         later._waiters.extend(self._waiters)
+        self._into = later
 
 
 class Committer:
