@@ -232,6 +232,8 @@ class Transactions:
     # -- the function -----------------------------------------------------------------------------
 
     async def _begin(self) -> _Session:
+        while not self._idle and len(self._cleaning) > 1:  # a new connection costs as much as ten transactions
+            await asyncio.wait(self._cleaning, return_when=asyncio.FIRST_COMPLETED)
         while self._idle:
             session = self._idle.pop()
             if await self._begun(session) is None:
