@@ -332,11 +332,9 @@ class LimitConformance:
         answer = await worker.claim(5, [MAIL])
         assert answer.runs == []
         await _GOING[going](store, ids[0])
-        answer = await worker.claim(5, [MAIL])
-        if not answer.runs:
+        while not (answer := await worker.claim(5, [MAIL])).runs:  # a clock that is a little ahead wakes a little early
             assert answer.next_ready_at is not None
             await until(store, answer.next_ready_at)
-            answer = await worker.claim(5, [MAIL])
         assert [one.run.id for one in answer.runs] == [ids[1]]
 
     async def test_what_a_limit_refuses_takes_no_token(self, harness: StoreHarness) -> None:
