@@ -293,7 +293,7 @@ async def test_P45_a_drain_reads_little_of_many_wakes_and_nothing_of_those_that_
 
 
 async def test_P45_an_inbox_is_read_without_what_was_consumed(still: Postgres) -> None:
-    """The parent of thousands of children reads what is new, with every claim."""
+    """The parent of thousands of children reads what is new, with every claim, and marks each that it consumes."""
     analyze(still)
     session = Session(still.url, still.schema)
     run_id = str(uuid4())
@@ -303,7 +303,17 @@ async def test_P45_an_inbox_is_read_without_what_was_consumed(still: Postgres) -
         run_id,
     )
     unread = session.run("unread_signals", "0", f"{{{run_id}}}")
+    still.rows("UPDATE durable.signals SET consumed = false WHERE shard = 0")
+    worker, zeros, some = str(uuid4()), "{" + ",".join(["0"] * 1000) + "}", "{" + ",".join([run_id] * 1000) + "}"
+    still.rows("INSERT INTO durable.runs (shard, id, owner) VALUES (0, %s, %s)", run_id, worker)
+    still.rows("INSERT INTO durable.workers SELECT %s, 'flush', now() + interval '1 h'", worker)
+    nothing, texts = "\x1e".join(["\x1d"] * 1000), "\x1e".join(str(n) for n in range(1, 1001))
+    flags = "{" + ",".join(["false"] * 1000) + "}"
+    consumed = session.run("consume_signals", worker, zeros, some, zeros, flags, "\x1e", "\x1d", nothing, texts)
     session.close()
+    assert consumed["Tuples Inserted"] == 0
+    assert consumed["Conflicting Tuples"] == 1000
+    assert consumed["Shared Hit Blocks"] + consumed["Shared Read Blocks"] < 60 * 1000
     assert unread["Actual Rows"] == 5
     assert unread["Shared Hit Blocks"] + unread["Shared Read Blocks"] < 50
 

@@ -60,6 +60,7 @@ INSERT INTO durable.signals (shard, run_id, id, name, data) SELECT shard, id, $3
 -- Nobody waits in it: rows that another claim drains are passed by, and so are runs that somebody holds at this moment;
 -- what is about them stays. So it is in no deadlock, although it locks runs before its claim locks the worker: the
 -- reaper, which may hold that one, waits for no run either. Answers whether something stayed, and runs that are not there.
+-- With nothing to do it costs a claim 60 µs (and claim_signals 20) of 560; 500 rows of it take 30 ms.
 --
 -- due      the next rows: a probe of an index that is empty as a rule.
 -- locked   their runs as they are now, which may be newer than the snapshot.
@@ -202,7 +203,8 @@ ON CONFLICT (shard, id) DO NOTHING
 -- name: consume_signals
 -- $1 worker. Of each signal's write: $2 shards, $3 runs, $4 claim numbers, $5 whether it changes its run, $6 and $7 marks, $8
 -- first records. $9 ids. An update in the shape that has one plan, a probe for each row: see commit_writes. Nobody else
--- updates a signal, and who deletes it holds its run, which has ended then.
+-- updates a signal, and who deletes it holds its run, which has ended then. IS TRUE keeps the probe from signals_unread,
+-- which would read the whole inbox for each: 20 s for a parent that hears of 10,000 children at once.
 INSERT INTO durable.signals AS s (shard, run_id, id, place, name, data)
 SELECT n.shard, n.run_id, stored.id, stored.place, '', ''
 FROM unnest($2::smallint[], $3::uuid[], $4::integer[], $5::boolean[], string_to_array($8, $6, $7),
@@ -220,7 +222,7 @@ CROSS JOIN LATERAL (
 ) AS written
 CROSS JOIN LATERAL (
     SELECT x.id, x.place FROM durable.signals AS x
-    WHERE x.shard = n.shard AND x.run_id = n.run_id AND x.id = coalesce(n.id, '') AND NOT x.consumed LIMIT 1
+    WHERE x.shard = n.shard AND x.run_id = n.run_id AND x.id = coalesce(n.id, '') AND (NOT x.consumed) IS TRUE LIMIT 1
 ) AS stored
 ORDER BY n.shard, n.run_id, stored.id
 ON CONFLICT (shard, run_id, id) DO UPDATE SET consumed = true
