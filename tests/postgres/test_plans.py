@@ -24,7 +24,7 @@ from tests.postgres.conftest import Postgres
 
 ROWS = 50_000
 LARGE = {"runs", "history", "keys", "places", "freed", "blocked", "limit_keys", "turns", "turn_keys", "debounces"}
-LARGE |= {"signals", "wakes", "events", "awaited", "emits"}
+LARGE |= {"signals", "wakes", "events", "awaited", "emits", "effects"}
 TABLES = (*sorted(LARGE), "passed", "stirred", "claims", "requests", "workers", "routes")
 HOT = [
     "commit_writes",
@@ -62,6 +62,11 @@ HOT = [
     "pass_turns",
     "hold_debounce",
     "merge_trigger",
+    "take_effect",
+    "effect_taken",
+    "end_effects",
+    "free_effects",
+    "record_in_transaction",
     "drain_wakes",
     "claim_signals",
     "unread_runs",

@@ -36,6 +36,10 @@ CATALOG = {
     "options": """
         SELECT relname, array_to_string(reloptions, ', ') FROM pg_class
         WHERE relnamespace = %s::regnamespace AND relkind = 'r' AND reloptions IS NOT NULL ORDER BY 1""",
+    "functions": """
+        SELECT oid::regprocedure::text, pg_get_function_result(oid), CASE WHEN prosecdef THEN 'definer' END,
+               array_to_string(proconfig, ', ')
+        FROM pg_proc WHERE pronamespace = %s::regnamespace ORDER BY 1""",
 }
 
 
@@ -90,7 +94,14 @@ async def test_the_documented_grants_are_enough_to_run(postgres: Postgres) -> No
             for sequence in sequences:
                 query = f"SELECT has_sequence_privilege('{name}', '{postgres.schema}.{sequence}', 'USAGE')"
                 assert postgres.rows(query) == [(True,)]
-            for table in set(named) - set(sequences):
+            called = re.findall(r'"' + postgres.schema + r'"\.(\w+)\((?=\s*(?:\$|CASE))', statement)
+            for function in called:
+                assert postgres.rows(
+                    "SELECT has_function_privilege(%s, oid, 'execute') FROM pg_proc "
+                    "WHERE pronamespace = %s::regnamespace AND proname = %s",
+                    *(name, postgres.schema, function),
+                ) == [(True,)]
+            for table in set(named) - set(sequences) - set(called):
                 for right in ("SELECT", "INSERT", "UPDATE", "DELETE"):
                     query = f"SELECT has_table_privilege('{name}', '{postgres.schema}.{table}', '{right}')"
                     assert postgres.rows(query) == [(True,)]

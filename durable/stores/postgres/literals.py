@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
+from uuid import UUID
 
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
@@ -138,3 +139,14 @@ def times(values: Sequence[datetime | None]) -> str:
 def instant(value: datetime) -> str:
     """One of ``times``."""
     return str((value - _EPOCH) // _MICROSECOND)
+
+
+def known(run_ids: Sequence[str]) -> list[str]:
+    """Those that can be ids of runs at all, once each; no run has another one."""
+    found: dict[str, None] = {}
+    for run_id in run_ids:
+        try:
+            found[str(UUID(run_id))] = None
+        except ValueError:
+            continue
+    return list(found)

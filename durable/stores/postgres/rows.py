@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from durable.codec import canonical_hash
 from durable.failures import request_from_json
 from durable.model import (
     ClaimedRun,
@@ -123,11 +124,14 @@ def reaped(answers: Iterable[Row]) -> Reaped:
 
 
 def created(new: NewRun, standing: Row) -> Created:
-    """The answer to a run that was not inserted, from ``standing``: what is there in its place."""
-    _, run_id, request, workflow, input_hash, key = standing
+    """The answer to a run that was not inserted, from ``standing``: what is there in its place.
+
+    A run that was triggered in SQL has no hash of its input: it is made of the input then.
+    """
+    _, run_id, request, workflow, input_hash, key, run_input = standing
     if new.debounce is not None and run_id == new.id and request == new.request:
         return Created(run_id, True)  # later triggers may have given it another input
-    conflict = _conflict(new, run_id, workflow, input_hash, key)
+    conflict = _conflict(new, run_id, workflow, input_hash or canonical_hash(run_input), key)
     return Created(run_id, run_id == new.id and request == new.request and conflict is None, conflict)
 
 

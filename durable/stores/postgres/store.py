@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 from durable.clock import ServerClock
 from durable.errors import (
@@ -25,6 +24,7 @@ from durable.errors import (
 from durable.model import (
     Claimed,
     Created,
+    Effect,
     Emitted,
     NewRun,
     NewSignal,
@@ -46,9 +46,22 @@ from durable.model import (
 )
 from durable.sql import check_schema, migrations, statements
 from durable.store import Clock, Hint, Route
-from durable.stores.postgres import creating, events, literals, migrating, pruning, requesting, rows, signals, turns
+from durable.stores.postgres import (
+    creating,
+    effects,
+    events,
+    foreign,
+    literals,
+    migrating,
+    pruning,
+    requesting,
+    rows,
+    signals,
+    turns,
+)
 from durable.stores.postgres import writes as flushing
 from durable.stores.postgres.connections import REPEATS, Server
+from durable.stores.postgres.foreign import OnPostgresConnection
 from durable.stores.postgres.hints import Hints
 from durable.stores.postgres.lease import LeaseConnection
 from durable.stores.postgres.literals import Parameter
@@ -145,6 +158,7 @@ class PostgresStore(Schedules):
             await sessions.open()
             sent = time.monotonic()
             [[now]] = await sessions.read("server_now")
+            place = await foreign.place(sessions)
         except BaseException:
             await sessions.close()
             raise
@@ -154,6 +168,7 @@ class PostgresStore(Schedules):
         self._loop = asyncio.get_running_loop()
         self._sessions = sessions
         self._blockers = Blockers(sessions)
+        self._on_connection = OnPostgresConnection(place, self._statements)
         self._transactions = Transactions(sessions, self._schema)
 
     async def close(self) -> None:
@@ -235,6 +250,7 @@ class PostgresStore(Schedules):
             self._call("release_orphans", str(limit), error, worker),
             self._call("tell_parents", "{}", literals.ids([]), "true"),
             *turns.left_by_the_dead(self._use, SHARD),
+            effects.freed_by_deaths(self._use),
             self._call("forget_claims"),
             self._call("forget_requests"),
         ]
@@ -300,7 +316,7 @@ class PostgresStore(Schedules):
         return now + signals.AGAIN if left else None
 
     async def unread(self, worker: str, run_ids: Sequence[str]) -> Mapping[str, Unread]:
-        known = _known(run_ids)
+        known = literals.known(run_ids)
         return await signals.unread(self._use, SHARD, worker, known) if known else {}
 
     async def owned(self, worker: str) -> list[RunRef]:
@@ -335,8 +351,13 @@ class PostgresStore(Schedules):
             *signals.consumed(self._use, worker, writes),
             *events.awaited(self._use, worker, writes),
             *events.emitted(self._use, writes),
+            *effects.ended(self._use, worker, writes),
             *signals.ends(self._use, writes),
+            *effects.freed(self._use, writes),
         ]
+
+    async def take_effect(self, worker: str, ref: RunRef, key: str, step: str) -> Effect | None:
+        return await effects.take(self._use, worker, ref, key, step)
 
     async def transact(
         self,
@@ -422,6 +443,10 @@ class PostgresStore(Schedules):
     async def queues(self) -> list[Queue]:
         return await self._limits.refresh(self._use)
 
+    @property
+    def on_connection(self) -> OnPostgresConnection | None:
+        return None if self._sessions is None else self._on_connection
+
     async def request(self, run_id: str, request: Request) -> State | None:
         self._sweeps.soon()
         return await requesting.ask(self._use, SHARD, _existing(run_id), request)
@@ -436,17 +461,19 @@ class PostgresStore(Schedules):
         return await pruning.delete(self._use, SHARD, _existing(run_id))
 
     async def get_runs(self, run_ids: Sequence[str]) -> list[Run]:
-        return [rows.run(row) for row in await self._use.read("get_runs", SHARD, literals.ids(_known(run_ids)))]
+        return [rows.run(row) for row in await self._use.read("get_runs", SHARD, literals.ids(literals.known(run_ids)))]
 
     async def find_key(self, workflow: str, key: str) -> str | None:
         found = await self._use.read("find_key", SHARD, workflow, key)
         return found[0][0] if found else None
 
     async def ended(self, run_ids: Sequence[str]) -> list[Run]:
-        return [rows.run(row) for row in await self._use.read("ended_runs", SHARD, literals.ids(_known(run_ids)))]
+        return [
+            rows.run(row) for row in await self._use.read("ended_runs", SHARD, literals.ids(literals.known(run_ids)))
+        ]
 
     async def list_runs(self, where: RunFilter, limit: int, before: str | None) -> list[RunSummary]:
-        if where.parent is not None and not _known([where.parent]):
+        if where.parent is not None and not literals.known([where.parent]):
             return []
         found = await self._use.read(
             "list_runs",
@@ -458,7 +485,7 @@ class PostgresStore(Schedules):
         return [rows.summary(row) for row in found]
 
     async def history(self, run_id: str) -> list[Record]:
-        known = _known([run_id])
+        known = literals.known([run_id])
         return [rows.record(row) for row in await self._use.read("history", SHARD, *known)] if known else []
 
     # -- hints ------------------------------------------------------------------------------------
@@ -474,20 +501,9 @@ class PostgresStore(Schedules):
 
 
 def _existing(run_id: str) -> str:
-    if not (known := _known([run_id])):
+    if not (known := literals.known([run_id])):
         raise RunNotFound(f"there is no run {run_id!r}")
     return known[0]
-
-
-def _known(run_ids: Sequence[str]) -> list[str]:
-    """Those that can be ids of runs at all, once each; no run has another one."""
-    found: dict[str, None] = {}
-    for run_id in run_ids:
-        try:
-            found[str(UUID(run_id))] = None
-        except ValueError:
-            continue
-    return list(found)
 
 
 def _instant(when: datetime | None) -> str | None:

@@ -131,6 +131,13 @@ WITH locked AS MATERIALIZED (
             SELECT x.ctid FROM durable.emits AS x WHERE x.shard = $1::smallint AND x.run_id = l.id OFFSET 0
         ) AS e
     ))
+), effects AS (
+    DELETE FROM durable.effects WHERE ctid = ANY (ARRAY(
+        SELECT e.ctid FROM locked AS l
+        CROSS JOIN LATERAL (
+            SELECT x.ctid FROM durable.effects AS x WHERE x.shard = $1::smallint AND x.run_id = l.id OFFSET 0
+        ) AS e
+    ))
 ), keys AS (
     DELETE FROM durable.keys WHERE ctid = ANY (ARRAY(
         SELECT k.ctid FROM locked AS l

@@ -60,8 +60,9 @@ RETURNING id
 
 -- name: standing
 -- $1 shards, $2 ids, $3 and $4 marks, $5 workflows, $6 keys. What stands in the place of runs that were not inserted: the run that holds
--- the key, or the run of that id.
-SELECT n.id, run.id AS run_id, run.request, routes.workflow, run.input_hash, run.key
+-- the key, or the run of that id. With its input when that has no hash: it was triggered in SQL.
+SELECT n.id, run.id AS run_id, run.request, routes.workflow, run.input_hash, run.key,
+       CASE WHEN run.input_hash = '' THEN run.input END
 FROM unnest($1::smallint[], $2::uuid[], string_to_array($5, $3, $4), string_to_array($6, $3, $4))
      AS n (shard, id, workflow, key)
 LEFT JOIN LATERAL (
@@ -69,7 +70,7 @@ LEFT JOIN LATERAL (
     WHERE k.shard = n.shard AND k.workflow = n.workflow AND k.key = n.key LIMIT 1
 ) AS winner ON true
 CROSS JOIN LATERAL (
-    SELECT r.id, r.request, r.route, r.input_hash, r.key FROM durable.runs AS r
+    SELECT r.id, r.request, r.route, r.input_hash, r.key, r.input FROM durable.runs AS r
     WHERE r.shard = n.shard AND r.id = coalesce(winner.run_id, n.id) LIMIT 1
 ) AS run
 JOIN durable.routes ON routes.id = run.route
