@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -164,6 +164,11 @@ class Run(RunSummary):
     seed: str = ""  # what ctx.random draws from
 
 
+def _seconds(value: float | timedelta) -> float:
+    """So that stores and comparisons know seconds alone. Where limits are taken, they are checked."""
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
 class Policy(StrEnum):
     """What becomes of a new run while another one that has not ended has its concurrency key.
 
@@ -176,19 +181,24 @@ class Policy(StrEnum):
     REPLACE = "replace"  # the others are asked to cancel, and it is queued
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Debounce:
     """Several triggers become one run, which starts when they have ceased.
 
     Args:
         key: Which triggers of the workflow belong together; as a run's ``key``.
-        delay: Seconds after the latest trigger at which the run starts.
-        max_delay: Seconds after the first trigger at which it starts at the latest; None: no bound.
+        delay: Seconds or timedelta after the latest trigger at which the run starts.
+        max_delay: Seconds or timedelta after the first trigger at which it starts at the latest; None: no bound.
     """
 
     key: str
-    delay: float
-    max_delay: float | None = None
+    delay: float  # seconds
+    max_delay: float | None = None  # seconds
+
+    def __init__(self, key: str, delay: float | timedelta, max_delay: float | timedelta | None = None) -> None:
+        object.__setattr__(self, "key", key)
+        object.__setattr__(self, "delay", _seconds(delay))
+        object.__setattr__(self, "max_delay", None if max_delay is None else _seconds(max_delay))
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,9 +244,9 @@ class Created:
     replaced: Sequence[str] = ()  # runs that were asked to cancel in its favour; sent again: those that have not ended
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Rate:
-    """At most ``limit`` starts in ``per`` seconds, and as many at once after a rest (a token bucket).
+    """At most ``limit`` starts in ``per``, seconds or timedelta, and as many at once after a rest (a token bucket).
 
     A token comes every ``interval`` until there are ``limit``. What a bucket keeps is one time, ``spent``, at which it
     will be full again. At ``now`` it holds ``limit - ceil((max(spent, now) - now) / interval)`` tokens. One that is
@@ -244,7 +254,11 @@ class Rate:
     """
 
     limit: int
-    per: float = 1.0
+    per: float = 1.0  # seconds
+
+    def __init__(self, limit: int, per: float | timedelta = 1.0) -> None:
+        object.__setattr__(self, "limit", limit)
+        object.__setattr__(self, "per", _seconds(per))
 
     @property
     def interval(self) -> int:
