@@ -18,7 +18,7 @@ from durable.collector import sparing_collector
 from durable.durations import seconds
 from durable.errors import InvalidArgument, SchemaOutdated, SchemaTooNew
 from durable.model import Failure, Queue
-from durable.operator import Operator, check_queue
+from durable.operator import Operator, check_queues
 from durable.options import WorkerOptions
 from durable.scheduler import Scheduler
 from durable.sql import check_schema
@@ -89,9 +89,7 @@ class Engine(Operator):
         self._options = worker or WorkerOptions()
         self._auto_migrate = auto_migrate
         self._step_timeout = None if step_timeout is None else seconds(step_timeout, "step_timeout")
-        self._queues = tuple(queues)
-        for queue in self._queues:
-            check_queue(queue)
+        self._queues = check_queues(queues)
         self._redact = redact
         self._undeclared_schedules: Undeclared = undeclared_schedules
         self._worker: Worker | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -101,12 +101,10 @@ class Operator(Calendar):
         A ``Queue`` without limits lifts them. They hold for what is claimed from then on.
 
         Raises:
-            InvalidArgument: A name or a limit is out of its range.
+            InvalidArgument: It is no ``Queue``, or a name or a limit is out of its range.
         """
         self._check_connected()
-        for queue in queues:
-            check_queue(queue)
-        await self._store.put_queues(queues)
+        await self._store.put_queues(check_queues(queues))
 
     async def limits(self) -> list[Queue]:
         """The limits that are stored, by the name of the queue."""
@@ -162,12 +160,25 @@ class Operator(Calendar):
                 return
 
 
-def check_queue(queue: Queue) -> None:
-    """Refuse a queue whose name or limits are out of their range.
+def check_queues(queues: Iterable[Queue]) -> tuple[Queue, ...]:
+    """The queues; one whose name or limits are out of their range is refused.
 
     Raises:
         InvalidArgument: Which, and why.
     """
+    if not isinstance(queues, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidArgument(f"queues must be a list of Queue objects, not {type(queues).__name__}")
+    checked = tuple(queues)
+    for queue in checked:
+        _check_queue(queue)
+    return checked
+
+
+def _check_queue(queue: Queue) -> None:
+    if not isinstance(queue, Queue):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidArgument(
+            f"limits are given as Queue objects, such as Queue('mail', concurrency=5), not {type(queue).__name__}"
+        )
     check_name(queue.name, "queue")
     for what, count in (("concurrency", queue.concurrency), ("per_key", queue.per_key)):
         if count is not None and (type(count) is not int or count < 1):
@@ -178,6 +189,8 @@ def check_queue(queue: Queue) -> None:
 
 
 def _check_rate(rate: Rate, what: str) -> None:
+    if not isinstance(rate, Rate):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidArgument(f"{what} must be a Rate, such as Rate(10, per=60.0), not {type(rate).__name__}")
     if type(rate.limit) is not int or rate.limit < 1:
         raise InvalidArgument(f"{what}: limit must be a whole number of at least 1, not {rate.limit!r}")
     if seconds(rate.per, f"{what}: per") <= 0:
