@@ -52,11 +52,18 @@ class WorkerOptions:
         self.linger = seconds(linger, "linger")
         self.drain_timeout = seconds(drain_timeout, "drain_timeout")
         self.prune_after = None if prune_after is None else seconds(prune_after, "prune_after")
-        self.queues = None if queues is None else frozenset(check_name(queue, "queue") for queue in queues)
+        self.queues = None if queues is None else _queues(queues)
         if self.lease < _LEASE_LEAST:
             raise InvalidArgument(f"lease must be at least {_LEASE_LEAST} s, not {self.lease:g}")
         if not self.poll_interval:
             raise InvalidArgument("poll_interval must be more than 0")
+
+
+def _queues(names: Iterable[str]) -> frozenset[str]:
+    if isinstance(names, str) or not isinstance(names, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        # A text is iterable too: the worker would subscribe to its letters, and execute nothing.
+        raise InvalidArgument(f"queues must be a list of names, such as ['mail'], not {type(names).__name__}")
+    return frozenset(check_name(name, "queue") for name in names)
 
 
 def _count(value: object, what: str) -> int:
