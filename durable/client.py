@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -204,11 +204,14 @@ class Client:
                 ``TriggerOptions``.
 
         Raises:
-            InvalidArgument: ``keys`` has another length, or an argument is out of its range.
+            InvalidArgument: ``keys`` has another length, or an argument is no list or out of its range.
             KeyConflict: A key belongs to a run with another input; the other runs have been created.
             UnknownWorkflow, PayloadError, StoreUnavailable: As ``trigger``.
         """
         only(options, ChildOptions, "trigger_many")
+        for what, given in (("inputs", inputs), ("keys", () if keys is None else keys)):
+            if not isinstance(given, Collection):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise InvalidArgument(f"{what} must be a list, with one for each run, not {type(given).__name__}")
         if keys is not None and len(keys) != len(inputs):
             raise InvalidArgument(f"{len(inputs)} inputs and {len(keys)} keys")
         new = [
@@ -240,8 +243,8 @@ class Client:
         self._check_connected()
         if (run_id is None) == (key is None):
             raise InvalidArgument("give run_id or key")
-        name = check_name(workflow, "workflow name") if isinstance(workflow, str) else workflow.name
         found = None if isinstance(workflow, str) else self._find(workflow, None)
+        name = check_name(workflow, "workflow name") if isinstance(workflow, str) else workflow.name
         if key is not None:
             run_id = await self._store.find_key(name, check_key(key, "key"))
             if run_id is None:
@@ -261,6 +264,8 @@ class Client:
             if self._workflows and self._workflows.get((workflow.name, workflow.version)) is not workflow:
                 raise UnknownWorkflow(f"{workflow!r} is not registered with this engine")
             return workflow
+        if not isinstance(workflow, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidArgument(f"{workflow!r} is not a workflow: decorate it with @workflow")
         check_name(workflow, "workflow name")
         found = [w for w in self._workflows.values() if w.name == workflow and version in (None, w.version)]
         if len(found) > 1:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from durable.codec import MISSING, canonical_hash, codec_for
+from durable.codec import MISSING, Codec, canonical_hash
 from durable.durations import seconds
 from durable.errors import InvalidArgument
 from durable.ids import check_run_id, new_id
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 DEFAULT_QUEUE = "default"
 DEFAULT_PRIORITY = 5
+
+_PLAIN = Codec(hint="give plain data, such as model_dump(mode='json') or dataclasses.asdict(), or the workflow itself")
 
 
 class ChildOptions(TypedDict, total=False):
@@ -47,7 +49,7 @@ class TriggerOptions(ChildOptions, total=False):
         concurrency_key: At most one run of the workflow with this key is active: triggered and not ended.
         concurrency_policy: What becomes of a further one: ``reject`` (default) raises ``ConcurrencyConflict``;
             ``existing`` returns the active run's handle; ``queue`` starts it when those before it have ended;
-            ``replace`` asks those to cancel, and queues it.
+            ``replace`` asks those to cancel, and queues it. Only with a ``concurrency_key``.
         debounce: Triggers of the workflow with the same ``Debounce.key`` become one run, which starts ``delay`` seconds
             after the latest of them, with its input, and at most ``max_delay`` seconds after the first.
     """
@@ -90,6 +92,10 @@ def new_run(
     version, queue = options.get("version"), options.get("queue")
     run_id, key, limit_key = options.get("run_id"), options.get("key"), options.get("limit_key")
     concurrency_key, tags = options.get("concurrency_key"), options.get("tags")
+    if concurrency_key is None and "concurrency_policy" in options:
+        raise InvalidArgument(
+            "concurrency_policy goes with concurrency_key: without one no run stands in another's way"
+        )
     ready_at, delay = _start(options.get("at"), options.get("delay"))
     debounce = options.get("debounce")
     if debounce is not None and (ready_at is not None or delay or key is not None or run_id is not None):
@@ -140,6 +146,10 @@ def _policy(policy: Policy | str) -> Policy:
 
 
 def _debounce(debounce: Debounce) -> Debounce:
+    if not isinstance(debounce, Debounce):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidArgument(
+            f"debounce must be a Debounce, such as Debounce('key', delay=5.0), not {type(debounce).__name__}"
+        )
     most = debounce.max_delay
     return Debounce(
         check_key(debounce.key, "debounce key"),
@@ -151,7 +161,7 @@ def _debounce(debounce: Debounce) -> Debounce:
 def encoded(workflow: Workflow[Any, Any] | None, value: Any) -> str | None:
     """The input ``value`` (``MISSING``: none) as stored JSON; without a workflow it can be any JSON value."""
     if workflow is None:
-        return None if value is MISSING else codec_for(Any).round_trip(value, "the input")[0]
+        return None if value is MISSING else _PLAIN.round_trip(value, "the input")[0]
     if value is not MISSING and (workflow.takes_input or value is not None):
         if not workflow.takes_input:
             raise InvalidArgument(f"{workflow!r} takes no input")
