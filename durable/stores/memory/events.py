@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from durable.errors import InvalidArgument
 from durable.model import Awaited, Emitted, Kind, Published, Signal
 from durable.store import Clock
 from durable.stores.memory.rows import Row, refuse_unstorable
@@ -79,7 +80,7 @@ class Events(Shared):
 
     async def emitted(self, after: str | None, limit: int) -> list[Emitted]:
         with self._lock:
-            start = 0 if after is None else int(after)
+            start = 0 if after is None else _number(after)
             return [entry for number, entry in self._emitted if number > start][:limit]
 
     def _log(self, row: Row, keys: Sequence[str]) -> None:
@@ -100,3 +101,9 @@ class Events(Shared):
                 self._awaiting[topic] = left
             else:
                 del self._awaiting[topic]
+
+
+def _number(cursor: str) -> int:
+    if not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 19):
+        raise InvalidArgument(f"{cursor[:40]!r} is no cursor of this log")
+    return int(cursor)

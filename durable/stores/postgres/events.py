@@ -100,6 +100,10 @@ async def log(sessions: Sessions, shard: str, after: str | None, limit: int) -> 
 
 def _place(cursor: str | None) -> tuple[str, str]:
     xact, dash, n = ("0", "-", "0") if cursor is None else cursor.partition("-")
-    if not (dash and xact.isascii() and xact.isdigit() and n.isascii() and n.isdigit()):
-        raise InvalidArgument(f"{cursor!r} is no cursor of the log")
+    if not (dash and _fits(xact, 2**64) and _fits(n, 2**31)):
+        raise InvalidArgument(f"{(cursor or '')[:40]!r} is no cursor of the log")
     return xact, n
+
+
+def _fits(number: str, bound: int) -> bool:
+    return number.isascii() and number.isdecimal() and len(number) <= 20 and int(number) < bound

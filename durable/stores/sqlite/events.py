@@ -33,6 +33,6 @@ def emitted(db: Connection, after: str | None, limit: int) -> list[Emitted]:
 def _number(cursor: str | None) -> int:
     if cursor is None:
         return 0
-    if not (cursor.isascii() and cursor.isdecimal() and len(cursor) == 19):
-        raise InvalidArgument(f"{cursor!r} is no cursor of this log")
+    if not (cursor.isascii() and cursor.isdecimal() and len(cursor) == 19 and int(cursor) < 2**63):
+        raise InvalidArgument(f"{cursor[:40]!r} is no cursor of this log")
     return int(cursor)
