@@ -27,6 +27,10 @@ Out = TypeVar("Out")
 
 _READ_MOST = 1000
 
+_AS_DATA = "plain data, such as model_dump(mode='json') or dataclasses.asdict()"
+_SIGNAL = Codec(hint=f"send {_AS_DATA}, or register the workflow here and declare the type: @workflow(signals=…)")
+_EVENT = Codec(hint=f"publish {_AS_DATA}")
+
 
 @dataclass(frozen=True, slots=True)
 class EmittedEvent:
@@ -114,7 +118,7 @@ class Messenger(Client):
         if options.get("key") is None or options.get("debounce") is not None:
             raise InvalidArgument("signal_with_start needs a key, and does not debounce")
         found, new = self._new_run(workflow, input, options)
-        codec = (found or workflow).signals.get(check_name(name, "signal name"), codec_for(Any))
+        codec = _declared(found, check_name(name, "signal name"))
         signal = self._new_signal(new.id, name, payload, signal_id, codec)
         created, sent = await self._store.create_with_signal(new, signal)
         if created.conflict is not None:  # it stands, with another input: it is there to be told
@@ -141,7 +145,7 @@ class Messenger(Client):
             StoreUnavailable: The store did not answer; it may have been published.
         """
         self._check_connected()
-        text, _ = codec_for(Any).round_trip(payload, f"the payload of event {topic!r}")
+        text, _ = _EVENT.round_trip(payload, f"the payload of event {topic!r}")
         event = Published(
             new_id(self._store.clock.now()),
             check_name(topic, "topic"),
@@ -171,6 +175,8 @@ class Messenger(Client):
         self._check_connected()
         if not 1 <= limit <= _READ_MOST:
             raise InvalidArgument(f"limit must be a whole number from 1 to {_READ_MOST}, not {limit!r}")
+        if after is not None and not isinstance(after, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidArgument(f"after must be a cursor, which is a str, not {type(after).__name__}")
         found = await self._store.emitted(after, limit)
         plain = codec_for(Any)
         items = [
@@ -188,10 +194,9 @@ class Messenger(Client):
     async def _codec_of(self, run_id: str, name: str) -> Codec:
         """The declared type of a signal; looked up only where some workflow here declares the name."""
         if not any(name in workflow.signals for workflow in self._workflows.values()):
-            return codec_for(Any)
+            return _SIGNAL
         run = await self.get_run(run_id)
-        workflow = self._workflows.get((run.workflow, run.version))
-        return codec_for(Any) if workflow is None else workflow.signals.get(name, codec_for(Any))
+        return _declared(self._workflows.get((run.workflow, run.version)), name)
 
     async def _signal(self, run_id: str, name: str, payload: Any, signal_id: str | None) -> NewSignal:
         self._check_connected()
@@ -207,6 +212,11 @@ class Messenger(Client):
     def _tell(self) -> None:
         self._poke()
         self._store.announce(Hint.WORK)
+
+
+def _declared(workflow: Workflow[Any, Any] | None, name: str) -> Codec:
+    codec = None if workflow is None else workflow.signals.get(name)
+    return _SIGNAL if codec is None or codec.unknown is not None else codec
 
 
 def _check_sent(run_id: str, sent: Sent) -> None:

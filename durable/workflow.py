@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Generic, TypeVar, overload
 
-from durable.codec import codec_for, input_codec, result_codec
+from durable.codec import Codec, codec_for, input_codec, result_codec
 from durable.context import Context
 from durable.declarations import ScheduleOptions, declaration
 from durable.durations import seconds
@@ -48,7 +48,7 @@ class Workflow(Generic[In, Out]):
         self.retry = as_retry(retry)
         self.timeout = None if timeout is None else seconds(timeout, "timeout")
         self.queue = check_name(queue, "queue")
-        self.signals = {check_name(n, "signal name"): codec_for(type_) for n, type_ in (signals or {}).items()}
+        self.signals = {} if signals is None else _signals(signals)
         self.takes_input, self.input_has_default, self.input_codec = input_codec(fn)
         self.result_codec = result_codec(fn)
         declared = [schedule] if isinstance(schedule, Mapping) else schedule
@@ -75,6 +75,18 @@ class Workflow(Generic[In, Out]):
 
     def __repr__(self) -> str:
         return f"<workflow {self.name!r} version {self.version!r}>"
+
+
+def _signals(types: Mapping[str, Any]) -> dict[str, Codec]:
+    if not isinstance(types, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidArgument(
+            f"signals must be a mapping of names to types, such as {{'approval': bool}}, not {type(types).__name__}"
+        )
+    codecs = {check_name(name, "signal name"): codec_for(type_) for name, type_ in types.items()}
+    for name, codec in codecs.items():
+        if codec.unknown is not None and codec.unknown.why:  # else its payloads would go unchecked
+            raise InvalidArgument(f"signals: {name!r} must have the type of its payload: {codec.unknown.why}")
+    return codecs
 
 
 class _Decorator:
