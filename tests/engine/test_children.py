@@ -183,12 +183,15 @@ async def test_a_child_that_was_started_and_not_awaited_outlives_its_parents_com
 
 
 async def test_an_input_that_does_not_fit_is_refused_before_there_is_a_child(backend: Backend) -> None:
+    wrong: Any = doubled  # as a caller without types has them
+    wrong_too: Any = asks
+
     @workflow
     async def flow(ctx: Context) -> str:
         with pytest.raises(PayloadError):
-            await ctx.call("child", doubled, "seven")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+            await ctx.call("child", wrong, "seven")
         with pytest.raises(InvalidArgument):
-            await ctx.call("child", asks, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+            await ctx.call("child", wrong_too, 1)
         return "refused"
 
     async with backend.engine(flow, doubled, asks) as engine:

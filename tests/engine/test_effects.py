@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 
-from durable import Context, InvalidArgument, RunFailed, State, current_step, workflow
+from durable import Context, InvalidArgument, RunFailed, State, Workflow, current_step, workflow
 from tests.engine.backends import SOON, Backend
 
 
@@ -36,10 +35,10 @@ class Bank:
         self.refunds.append(receipt)
 
 
-def charging(bank: Bank, **options: Any) -> Any:
+def charging(bank: Bank) -> Workflow[str, str]:
     @workflow
     async def pay(ctx: Context, order: str) -> str:
-        return await ctx.step("charge", bank.charge, idempotency_key=f"order:{order}:charge", **options)
+        return await ctx.step("charge", bank.charge, idempotency_key=f"order:{order}:charge")
 
     return pay
 

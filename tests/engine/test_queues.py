@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,7 +39,7 @@ class Gauge:
             counted.clear()
 
     @contextmanager
-    def running(self, label: str) -> Iterator[None]:
+    def running(self, label: str) -> Generator[None]:
         self.order.append(label)
         self.now[label] += 1
         self.most[label] = max(self.most[label], self.now[label])

@@ -85,8 +85,9 @@ def books(request: pytest.FixtureRequest, tmp_path: Path) -> Books:
 async def test_the_functions_writes_and_the_record_are_one(books: Books, kind: str) -> None:
     @workflow
     async def flow(ctx: Context) -> list[str]:
-        write = books.write_async if kind == "on the loop" else books.write
-        return [await ctx.transaction("book", write, entry) for entry in ("a", "b")]
+        if kind == "on the loop":
+            return [await ctx.transaction("book", books.write_async, entry) for entry in ("a", "b")]
+        return [await ctx.transaction("book", books.write, entry) for entry in ("a", "b")]
 
     async with books.engine(flow) as engine:
         handle = await engine.trigger(flow)
@@ -194,7 +195,7 @@ async def test_transactions_beside_each_other_are_delivered_in_the_order_of_thei
 async def test_memory_has_no_transaction_to_offer() -> None:
     @workflow
     async def flow(ctx: Context) -> None:
-        await ctx.transaction("book", print)
+        await ctx.transaction("book", str)
 
     async with Engine(MemoryStore(), workflows=[flow]) as engine:
         with pytest.raises(RunFailed, match=ConfigurationError.__name__):

@@ -140,7 +140,7 @@ async def test_a_workflow_is_triggered_by_its_name_and_version(backend: Backend)
         by_name: Any = await engine.handle("echo", run_id=handle.run_id)  # the run says which version it is
         assert await by_name.result(timeout=20) == -4
         with pytest.raises(InvalidArgument, match="version goes with a workflow's name"):
-            await engine.trigger(echo, 4, version="2")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+            await engine.trigger(echo, 4, version="2")
 
 
 async def test_a_delayed_run_starts_no_earlier_by_the_stores_clock(backend: Backend) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Any
@@ -43,7 +43,7 @@ async def moment(random: Random) -> None:
 
 
 @asynccontextmanager
-async def two_workers(url: str, *workflows: Workflow[Any, Any]) -> AsyncIterator[Engine]:
+async def two_workers(url: str, *workflows: Workflow[Any, Any]) -> AsyncGenerator[Engine]:
     """An engine that keeps parked runs in memory and one that does not; the first is the client too."""
     options = [WorkerOptions(concurrency=AT_ONCE, linger=linger, drain_timeout=2) for linger in (1.0, 0.0)]
     engines = [
