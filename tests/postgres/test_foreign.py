@@ -18,14 +18,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_s
 from sqlalchemy.ext.asyncio import async_sessionmaker as async_sessions
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from durable import Engine, workflow
+from durable import Engine, states, workflow
 from durable.codec import canonical_hash
 from durable.errors import ConfigurationError, InvalidArgument, KeyConflict, PayloadError, StoreUnavailable
-from durable.model import Created, Debounce, NewRun, NewSignal, Policy, RunFilter, Sent
+from durable.model import ClaimedRun, Created, Debounce, NewRun, NewSignal, Policy, RunFilter, Sent, State
 from durable.stores.postgres import PostgresStore
 from durable.stores.postgres.foreign import OnPostgresConnection
 from durable.testing._servers import url_with
-from durable.testing.conformance.harness import claimed, create, new_run, read
+from durable.testing.conformance.harness import Worker, claimed, create, new_run, read
 from durable.testing.postgres import runtime_role
 from tests.postgres.conftest import Postgres
 
@@ -349,6 +349,45 @@ async def test_P33_a_signal_to_nobody_is_told(app: App) -> None:
         assert await app.signal(Asyncio(other), "no id at all", "s") is Sent.NOT_FOUND
 
 
+async def test_P37_one_run_with_a_concurrency_key_is_active(app: App) -> None:
+    worker = await Worker.start(app.store)
+    first = order(concurrency_key="c", key="first")
+    with psycopg.connect(app.postgres.url) as connection:
+        own = Plain(connection)
+        assert await app.trigger(own, first) == Created(first.id, True)
+        assert await app.trigger(own, first) == Created(first.id, True)
+        for policy in (Policy.REJECT, Policy.EXISTING):
+            further = order(concurrency_key="c", key="k", policy=policy)
+            assert await app.trigger(own, further) == Created(first.id, False, busy=policy is Policy.REJECT)
+        queued = order(concurrency_key="c", key="k", policy=Policy.QUEUE)  # those have not kept the key
+        assert await app.trigger(own, queued) == Created(queued.id, True)
+        connection.commit()
+        [busy] = await app.store.create_runs([order(concurrency_key="c")])
+        assert (busy.run_id, busy.busy) == (first.id, True)
+        taken = await worker.take()
+        assert taken.run.id == first.id
+        with psycopg.connect(app.postgres.url) as late:
+            last = order(concurrency_key="c", policy=Policy.QUEUE)
+            assert (await app.trigger(Plain(late), last)).created
+            await worker.apply(taken, change=states.complete(State.RUNNING, "1"))
+            assert (await worker.claim()).runs == []  # an open trigger may have seen the first one alive
+            late.commit()
+        second = await _until_taken(worker)
+        assert second.run.id == queued.id
+        await worker.apply(second, change=states.complete(State.RUNNING, "1"))
+        assert (await _until_taken(worker)).run.id == last.id
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        with pytest.raises(InvalidArgument, match="READ COMMITTED"):
+            await app.trigger(own, order(concurrency_key="c"))
+
+
+async def _until_taken(worker: Worker) -> ClaimedRun:
+    async with asyncio.timeout(10):
+        while not (runs := (await worker.claim()).runs):
+            continue
+    return runs[0]
+
+
 # -- what is refused ------------------------------------------------------------------------------
 
 
@@ -357,7 +396,6 @@ async def test_what_would_lock_others_is_refused(app: App) -> None:
         own = Plain(connection)
         for other in (
             {"concurrency_key": "c", "policy": Policy.REPLACE},
-            {"concurrency_key": "c"},
             {"debounce": Debounce("d", 1.0)},
         ):
             with pytest.raises(InvalidArgument, match="on a connection of your own there is"):

@@ -13,6 +13,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from durable import states
 from durable.codec import canonical_hash, codec_for
 from durable.ids import check_run_id, new_id
 from durable.model import Also, Awaited, Sent, State
@@ -107,6 +108,20 @@ async def test_P36_no_input_and_null_differ_from_each_other_and_agree_with_thems
         call(postgres, "trigger", "order", "null", "k")
     [again] = await store.create_runs([new_run(key="k", input=None, input_hash=canonical_hash(None))])
     assert (again.run_id, again.conflict) == (run_id, None)
+
+
+async def test_P37_one_run_with_a_concurrency_key_is_active(postgres: Postgres) -> None:
+    store = await postgres.fresh()
+    first = call(postgres, "trigger", "order", concurrency_key="c")
+    with pytest.raises(psycopg.errors.ObjectInUse, match=f"run {first} of workflow 'order' is active"):
+        call(postgres, "trigger", "order", concurrency_key="c")
+    assert call(postgres, "trigger", "order", concurrency_key="c", concurrency_policy="existing") == first
+    queued = call(postgres, "trigger", "order", concurrency_key="c", concurrency_policy="queue")
+    worker = await Worker.start(store)
+    taken = await worker.take()
+    assert (taken.run.id, taken.run.linked, taken.run.concurrency_key) == (first, True, "c")
+    await worker.apply(taken, change=states.complete(State.RUNNING, "1"))
+    assert (await worker.take()).run.id == queued
 
 
 async def test_a_run_id_of_the_callers_is_one_run(postgres: Postgres) -> None:
@@ -219,6 +234,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "an empty key": ("trigger", {"key": ""}),
     "a long key": ("trigger", {"key": "k" * 513}),
     "an empty limit key": ("trigger", {"limit_key": ""}),
+    "a policy that locks runs": ("trigger", {"concurrency_key": "c", "concurrency_policy": "replace"}),
+    "no policy": ("trigger", {"concurrency_policy": None}),
+    "an empty concurrency key": ("trigger", {"concurrency_key": ""}),
     "a priority below": ("trigger", {"priority": -1}),
     "a priority above": ("trigger", {"priority": 10}),
     "no priority": ("trigger", {"priority": None}),

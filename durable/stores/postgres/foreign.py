@@ -63,8 +63,6 @@ class OnPostgresConnection:
     def trigger(self, connection: Any, run: NewRun) -> Created | Awaitable[Created]:
         if run.policy is Policy.REPLACE or run.debounce is not None:
             raise InvalidArgument("on a connection of your own there is neither the policy replace nor debouncing")
-        if run.concurrency_key is not None:
-            raise InvalidArgument("on a connection of your own there is no concurrency_key")
         values = _run(run)
         if not self.is_async(connection):
             return _created(run, self._ask(connection, "trigger_here", values))
@@ -110,16 +108,19 @@ class OnPostgresConnection:
 
 
 def _run(run: NewRun) -> list[Parameter]:
-    """$3 to $16 of ``trigger_here``."""
+    """$3 to $18 of ``trigger_here``."""
     ready_at = None if run.ready_at is None else literals.instant(run.ready_at)
     return [
         *(run.id, run.workflow, run.version, run.queue, run.key, run.request, run.input, run.input_hash, run.seed),
         *(rows.tags_text(run.tags), ready_at, repr(float(run.delay)), str(run.priority), run.limit_key),
+        *(run.concurrency_key, str(run.policy is Policy.QUEUE)),
     ]
 
 
 def _created(run: NewRun, answer: Row) -> Created:
-    run_id, created, *standing = answer
+    run_id, created, busy, *standing = answer
+    if busy:
+        return Created(run_id, False, busy=run.policy is Policy.REJECT)
     return Created(run_id, True) if created else rows.created(run, (run.id, run_id, *standing))
 
 
@@ -138,6 +139,8 @@ def _refused(error: Exception) -> DurableError:
         )
     if state == "25P02":
         return InvalidArgument(f"the connection's transaction has failed before: {error}")
+    if state == "0A000":
+        return InvalidArgument(f"on your connection: {error}")
     if state in {"25006", "40001", "40P01"}:
         return StoreUnavailable(f"on your connection: {error}")
     if isinstance(error, psycopg.InterfaceError):

@@ -115,23 +115,32 @@ BEGIN
 END $$;
 
 -- Creates a run whose arguments were checked, and says what stands: this run, or the one that has its key or id, with what
--- a caller needs to see whether that is the same. Its input is given where it has no hash to compare.
+-- a caller needs to see whether that is the same (its input where it has no hash to compare), or the active one under its
+-- concurrency key.
 --
--- The key comes first, as in every transaction that creates runs; one that somebody has inserted and not committed is
--- waited for. What was in the way and is gone by then (it was pruned) is tried again; each statement here has its own
--- snapshot. Where the caller's isolation shows one snapshot only, that can fail, and is an error of that isolation.
+-- The keys come first, as in every transaction that creates runs; one that somebody has inserted, or locked, and not
+-- committed is waited for. What was in the way and is gone by then (it was pruned) is tried again; each statement here has
+-- its own snapshot. Where the caller's isolation shows one snapshot only, that can fail, and is an error of that isolation.
+-- A concurrency key is refused there: a turn could wait for a run that has ended since. See queries/turns.sql: when the
+-- active run ends while this transaction holds the key, who sweeps after its commit passes the turn on.
 CREATE FUNCTION durable.add_run(
     new_id uuid, new_workflow text, new_version text, new_queue text, new_key text, new_request text, new_input text,
     new_input_hash text, new_seed text, new_tags jsonb, new_ready_at timestamptz, new_delay float8, new_priority integer,
-    new_limit_key text,
-    OUT run_id uuid, OUT created boolean, OUT request text, OUT workflow text, OUT input_hash text, OUT key text,
-    OUT input text)
+    new_limit_key text, new_concurrency_key text, may_wait boolean,
+    OUT run_id uuid, OUT created boolean, OUT busy boolean, OUT request text, OUT workflow text, OUT input_hash text,
+    OUT key text, OUT input text)
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
     new_route integer;
+    ready timestamptz := coalesce(new_ready_at, clock_timestamp() + make_interval(secs => new_delay));
+    active uuid;
+    keyed boolean := false;
 BEGIN
+    IF new_concurrency_key IS NOT NULL AND current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE 'durable: a concurrency key needs a transaction that is READ COMMITTED' USING ERRCODE = 'feature_not_supported';
+    END IF;
     FOR turn IN 1 .. 10 LOOP
         SELECT r.id INTO new_route FROM durable.routes AS r
         WHERE r.workflow = new_workflow AND r.version = new_version AND r.queue = new_queue;
@@ -141,21 +150,46 @@ BEGIN
             CONTINUE;
         END IF;
         run_id := new_id;
-        IF new_key IS NOT NULL AND NOT EXISTS (SELECT FROM durable.runs AS r WHERE r.shard = 0 AND r.id = new_id) THEN
-            INSERT INTO durable.keys (shard, workflow, key, run_id) VALUES (0, new_workflow, new_key, new_id)
-            ON CONFLICT (shard, workflow, key) DO NOTHING;
-            SELECT k.run_id INTO run_id FROM durable.keys AS k
-            WHERE k.shard = 0 AND k.workflow = new_workflow AND k.key = new_key;
-        END IF;
         created := false;
-        IF run_id = new_id THEN
-            INSERT INTO durable.runs (shard, id, route, key, ready_at, seed, input_hash, request, tags, input, priority,
-                                      limit_key)
-            VALUES (0, new_id, new_route, new_key,
-                    coalesce(new_ready_at, clock_timestamp() + make_interval(secs => new_delay)), new_seed,
-                    new_input_hash, new_request, new_tags, new_input, new_priority, new_limit_key)
-            ON CONFLICT (shard, id) DO NOTHING;
-            created := FOUND;
+        busy := false;
+        IF NOT EXISTS (SELECT FROM durable.runs AS r WHERE r.shard = 0 AND r.id = new_id) THEN
+            IF new_key IS NOT NULL THEN
+                INSERT INTO durable.keys (shard, workflow, key, run_id) VALUES (0, new_workflow, new_key, new_id)
+                ON CONFLICT (shard, workflow, key) DO NOTHING;
+                keyed := FOUND;
+                SELECT k.run_id INTO run_id FROM durable.keys AS k
+                WHERE k.shard = 0 AND k.workflow = new_workflow AND k.key = new_key;
+            END IF;
+            IF run_id = new_id AND new_concurrency_key IS NOT NULL THEN
+                INSERT INTO durable.turn_keys (shard, workflow, key, held_at)
+                VALUES (0, new_workflow, new_concurrency_key, now())
+                ON CONFLICT (shard, workflow, key) DO UPDATE SET held_at = excluded.held_at;
+                SELECT t.run_id INTO active FROM durable.turns AS t
+                JOIN durable.runs AS r ON r.shard = t.shard AND r.id = t.run_id AND r.ended_at IS NULL
+                WHERE t.shard = 0 AND t.workflow = new_workflow AND t.key = new_concurrency_key
+                ORDER BY t.number LIMIT 1;
+                IF active IS NOT NULL AND NOT may_wait THEN
+                    IF keyed THEN
+                        DELETE FROM durable.keys AS k
+                        WHERE k.shard = 0 AND k.workflow = new_workflow AND k.key = new_key AND k.run_id = new_id;
+                    END IF;
+                    run_id := active;
+                    busy := true;
+                    RETURN;
+                END IF;
+                INSERT INTO durable.turns (shard, run_id, workflow, key, waits, ready_at)
+                VALUES (0, new_id, new_workflow, new_concurrency_key, active IS NOT NULL, ready)
+                ON CONFLICT (shard, run_id) DO NOTHING;
+            END IF;
+            IF run_id = new_id THEN
+                INSERT INTO durable.runs (shard, id, route, key, ready_at, seed, input_hash, request, tags, input, priority,
+                                          limit_key, concurrency_key, linked)
+                VALUES (0, new_id, new_route, new_key, CASE WHEN active IS NULL THEN ready END, new_seed, new_input_hash,
+                        new_request, new_tags, new_input, new_priority, new_limit_key, new_concurrency_key,
+                        new_concurrency_key IS NOT NULL)
+                ON CONFLICT (shard, id) DO NOTHING;
+                created := FOUND;
+            END IF;
         END IF;
         SELECT r.request, o.workflow, r.input_hash, r.key, CASE WHEN '' IN (r.input_hash, new_input_hash) THEN r.input END
         INTO request, workflow, input_hash, key, input
@@ -198,10 +232,13 @@ END $$;
 -- input null: none, which is not the JSON value null. key: one (workflow, key) is one run; with another input that is an
 -- error (23505). run_id: a UUIDv7 of the caller's; again with the same is the same run. at: not before then; or delay: not
 -- before so long from now. priority: 0 (first) to 9 (last). limit_key: whose share of the queue's limits it uses.
+-- concurrency_key: at most one run of the workflow with this key is active; concurrency_policy: what becomes of a further
+-- one: 'reject' is an error (55006), 'existing' gives the active run's id, 'queue' starts it when those before it have ended.
 CREATE FUNCTION durable.trigger(
     workflow text, input json DEFAULT NULL, key text DEFAULT NULL, version text DEFAULT '1', queue text DEFAULT 'default',
     priority integer DEFAULT 5, at timestamptz DEFAULT NULL, delay interval DEFAULT NULL, tags jsonb DEFAULT NULL,
-    run_id uuid DEFAULT NULL, limit_key text DEFAULT NULL)
+    run_id uuid DEFAULT NULL, limit_key text DEFAULT NULL, concurrency_key text DEFAULT NULL,
+    concurrency_policy text DEFAULT 'reject')
 RETURNS uuid
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -220,6 +257,9 @@ BEGIN
     ELSIF run_id IS NOT NULL AND (get_byte(uuid_send(run_id), 6) >> 4 <> 7 OR get_byte(uuid_send(run_id), 8) >> 6 <> 2) THEN
         RAISE 'durable: run_id % is not a UUIDv7; an identity of your own goes into key', run_id
             USING ERRCODE = 'invalid_parameter_value';
+    ELSIF (concurrency_policy IN ('reject', 'existing', 'queue')) IS NOT TRUE THEN
+        RAISE 'durable: concurrency_policy is reject, existing or queue in a transaction of your own'
+            USING ERRCODE = 'invalid_parameter_value';
     END IF;
     made := durable.add_run(
         coalesce(run_id, durable.new_id()), durable.checked(workflow, 'the workflow''s name', true),
@@ -227,8 +267,13 @@ BEGIN
         CASE WHEN key IS NOT NULL THEN durable.checked(key, 'key', false) END,
         NULL, durable.checked_json(input, 'the input'), '', replace(gen_random_uuid()::text, '-', ''),
         durable.checked_tags(tags), at, coalesce(extract(epoch FROM delay)::float8, 0), priority,
-        CASE WHEN limit_key IS NOT NULL THEN durable.checked(limit_key, 'limit_key', false) END);
-    IF made.created THEN
+        CASE WHEN limit_key IS NOT NULL THEN durable.checked(limit_key, 'limit_key', false) END,
+        CASE WHEN concurrency_key IS NOT NULL THEN durable.checked(concurrency_key, 'concurrency_key', false) END,
+        concurrency_policy = 'queue');
+    IF made.busy AND concurrency_policy = 'reject' THEN
+        RAISE 'durable: run % of workflow % is active under this concurrency key', made.run_id, quote_literal(workflow)
+            USING ERRCODE = 'object_in_use';
+    ELSIF made.created OR made.busy THEN
         RETURN made.run_id;
     END IF;
     what := CASE WHEN made.workflow <> trigger.workflow THEN 'belongs to workflow ' || quote_literal(made.workflow)
