@@ -227,9 +227,11 @@ async def test_no_completion_and_no_request_touches_an_index(postgres: Postgres)
     worker = await Worker.start(store)
     shares: list[int] = []
     while len(shares) < 5 and max(shares, default=0) <= 180:
-        # Again: what a claim has left behind is room only when no transaction of the whole server is older.
         await create(store, *(new_run() for _ in range(200)))
         ends = [RunWrite(one.ref, [record(1)], _COMPLETE) for one in (await worker.claim()).runs]
+        # What the claim has left behind is room when no transaction of the whole server is older.
+        ((latest,),) = postgres.rows("SELECT pg_current_xact_id()::text")
+        await postgres.until(_NONE_OLDER, latest)
         flush = store._use.call("commit_writes", *writes.parameters(worker.id, ends))
         updated, hot = await _updates(store, store._use.flush, flush)
         assert updated == 200
@@ -241,6 +243,12 @@ async def test_no_completion_and_no_request_touches_an_index(postgres: Postgres)
     asking = requesting._calls(store._use, run, one.wakes, CANCEL, Plan(run.state, requested=CANCEL))
     assert await _updates(store, store._use.create, *asking) == (1, 1)
     assert (await read(store, one.run.id)).requested == CANCEL
+
+
+_NONE_OLDER = (
+    "SELECT pg_snapshot_xmin(pg_current_snapshot()) > %s::xid8 AND NOT EXISTS (SELECT FROM pg_stat_activity "
+    "WHERE datname = current_database() AND backend_xmin IS NOT NULL AND pid <> pg_backend_pid())"
+)
 
 
 async def _updates(store: PostgresStore, lane: Lane, *calls: Call) -> tuple[int, int]:
