@@ -385,9 +385,16 @@ async def test_many_at_once_share_a_bounded_number_of_connections(ledger: Ledger
         await ledger.insert_async(connection, n)
         most.extend(row[0] for row in await (await connection.execute(count.encode(), [name])).fetchall())
 
+    before = multixacts(ledger)
     assert await asyncio.gather(*(ledger.transact(partial(work, n=n), True) for n in range(40))) == [APPLIED] * 40
+    assert multixacts(ledger) == before  # no two have locked one row of the worker's
     assert await ledger.there() == (list(range(40)), 40)
     assert max(most) <= 20 + 8
+
+
+def multixacts(ledger: Ledger) -> Any:
+    ledger.postgres.rows("CHECKPOINT")
+    return ledger.postgres.rows("SELECT next_multixact_id::text FROM pg_control_checkpoint()")
 
 
 # -- cancelled ------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ from durable.threads import ThreadPool
 
 _MOST = 10
 """Transactions at the same time; more wait. Each has a connection, which stays open."""
+LANES = tuple(f"transact{n}" for n in range(_MOST))
+"""The rows with a worker's lease that they prove it by."""
 _LOOK_UP = 30.0
 """Seconds for which a server that does not answer is asked what became of a commit. Later the function is called again:
 then, if the commit had taken place, the record is there already, and what the function has done anew is rolled back."""
@@ -189,6 +191,7 @@ class Transactions:
         self._blockers = Blockers(sessions)
         self._slots = asyncio.Semaphore(_MOST)
         self._threads = ThreadPool(_MOST)
+        self._lanes = list(LANES)
         self._idle: list[_Session] = []
         self._cleaning: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -202,22 +205,36 @@ class Transactions:
     ) -> Outcome:
         """As ``Store.transact``; the write has records and nothing else."""
         async with self._slots:
-            session = await self._begin()
+            lane = self._lanes.pop()
             try:
-                planned = await write(await self._worked(session, work, on_loop))
-                session.check()
-                calls = self._calls(worker, session, planned)
-            except BaseException as error:
-                await self._end(session)
-                if session.lost and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
-                    raise StoreUnavailable(f"{_LOST}: {error}") from None
-                raise
-            finishing = asyncio.ensure_future(self._finish(session, planned, calls))
-            try:
-                return await asyncio.shield(finishing)
-            except asyncio.CancelledError:
-                await asyncio.wait([finishing])
-                raise
+                return await self._run(lane, worker, work, on_loop, write)
+            finally:
+                self._lanes.append(lane)
+
+    async def _run(
+        self,
+        lane: str,
+        worker: str,
+        work: Callable[[Any], Any],
+        on_loop: bool,
+        write: Callable[[Any], Awaitable[RunWrite]],
+    ) -> Outcome:
+        session = await self._begin()
+        try:
+            planned = await write(await self._worked(session, work, on_loop))
+            session.check()
+            calls = self._calls(worker, session, planned, lane)
+        except BaseException as error:
+            await self._end(session)
+            if session.lost and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+                raise StoreUnavailable(f"{_LOST}: {error}") from None
+            raise
+        finishing = asyncio.ensure_future(self._finish(session, planned, calls))
+        try:
+            return await asyncio.shield(finishing)
+        except asyncio.CancelledError:
+            await asyncio.wait([finishing])
+            raise
 
     async def close(self) -> None:
         """Close the connections. A function that is executing keeps its own until it ends."""
@@ -281,10 +298,10 @@ class Transactions:
 
     # -- the end ----------------------------------------------------------------------------------
 
-    def _calls(self, worker: str, session: _Session, write: RunWrite) -> list[Call]:
+    def _calls(self, worker: str, session: _Session, write: RunWrite, lane: str) -> list[Call]:
         if not write.records or write.change is not None or write.also is not None:
             raise InvalidArgument("the write of a transaction has records, and nothing else")
-        records = [_parameters(worker, session.token, write.ref, record) for record in write.records]
+        records = [_parameters(worker, session.token, write.ref, record, lane) for record in write.records]
         return [self._sessions.call("record_in_transaction", *values) for values in records]
 
     async def _finish(self, session: _Session, write: RunWrite, calls: Sequence[Call]) -> Outcome:
@@ -370,11 +387,11 @@ class Transactions:
             session.close()
 
 
-def _parameters(worker: str, token: str, ref: RunRef, record: Record) -> list[Parameter]:
-    """$1 to $16 of ``record_in_transaction``."""
+def _parameters(worker: str, token: str, ref: RunRef, record: Record, lane: str) -> list[Parameter]:
+    """$1 to $17 of ``record_in_transaction``."""
     return [
         *(worker, token, str(ref.shard), ref.id, str(ref.claim)),
         *(str(record.seq), record.key, record.kind, instant(record.at), record.data),
         *(str(record.failed), str(record.attempt), repr(float(record.duration)), str(record.begun)),
-        *(str(record.compensable), None if record.due_at is None else instant(record.due_at)),
+        *(str(record.compensable), None if record.due_at is None else instant(record.due_at), lane),
     ]

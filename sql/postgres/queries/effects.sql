@@ -10,7 +10,7 @@
 -- execution's by the snapshot: somebody holds it then. The run is locked first, as a flush does it, and is linked from now
 -- on. An effect that another transaction has inserted and not committed is waited for, at most lock_timeout.
 WITH lane AS MATERIALIZED (
-    SELECT 1 FROM durable.workers WHERE id = $1::uuid AND lane = 'transact' FOR KEY SHARE
+    SELECT 1 FROM durable.workers WHERE id = $1::uuid AND lane = 'effect' FOR KEY SHARE
 ), locked AS MATERIALIZED (
     SELECT run.linked FROM lane CROSS JOIN LATERAL (
         SELECT r.linked FROM durable.runs AS r

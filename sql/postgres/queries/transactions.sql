@@ -10,14 +10,15 @@ SELECT set_config('durable_transaction.token', $1::text, true), pg_advisory_xact
 
 -- name: record_in_transaction
 -- $1 worker, $2 token, $3 shard, $4 run, $5 claim; the record: $6 seq, $7 key, $8 kind, $9 time in microseconds, $10 data,
--- $11 failed, $12 attempt, $13 duration, $14 begun, $15 compensable, $16 due.
--- The fence, as in commit_writes, under a lane that only such transactions have: last, so that heartbeats and the reaper
+-- $11 failed, $12 attempt, $13 duration, $14 begun, $15 compensable, $16 due. $17 a lane.
+-- The fence, as in commit_writes, under a lane that no other transaction has at this moment (several that lock one row make a
+-- multixact each: 0.7 with ten at once): last, so that heartbeats and the reaper
 -- never wait for a user's function, and so that a lease which was lost while it ran is found out. A row without a key is
 -- refused when the transaction is not the one that was begun, one without a seq when the run is not this execution's.
 WITH this AS MATERIALIZED (
     SELECT current_setting('durable_transaction.token', true) = $2::text AS one
 ), lane AS MATERIALIZED (
-    SELECT 1 FROM durable.workers WHERE id = $1::uuid AND lane = 'transact' AND (SELECT one FROM this) FOR KEY SHARE
+    SELECT 1 FROM durable.workers WHERE id = $1::uuid AND lane = $17::text AND (SELECT one FROM this) FOR KEY SHARE
 ), mine AS MATERIALIZED (
     SELECT 1 FROM lane CROSS JOIN LATERAL (
         SELECT FROM durable.runs AS r
