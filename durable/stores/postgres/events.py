@@ -6,6 +6,7 @@ Both sides of an event write only; who claims next compares them: see ``sql/post
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from durable.errors import InvalidArgument
 from durable.model import Emitted, Kind, Published, RunWrite
@@ -30,6 +31,17 @@ async def publish(sessions: Sessions, shard: str, events: Sequence[Published]) -
         )
         retentions = literals.floats([max(event.retention, 0.0) for event in events])
         await sessions.create.transaction(sessions.call("add_events", shard, retentions, *texts))
+
+
+async def after_claim(
+    sessions: Sessions, shard: str, now: datetime, drained: signals.Drained, stirred: bool
+) -> datetime | None:
+    """What follows a claim's drain; when to claim again, if there is a reason."""
+    await signals.forget(sessions, shard, drained.gone)
+    given, left = await match(sessions, shard) if stirred else (False, False)
+    if given:
+        return now
+    return now + signals.AGAIN if left or drained.left else None
 
 
 async def match(sessions: Sessions, shard: str) -> tuple[bool, bool]:

@@ -57,7 +57,6 @@ from durable.stores.postgres import (
     requesting,
     rows,
     signals,
-    transactions,
     turns,
 )
 from durable.stores.postgres import writes as flushing
@@ -72,11 +71,9 @@ from durable.stores.postgres.routing import Routes
 from durable.stores.postgres.schedules import Schedules
 from durable.stores.postgres.sessions import Sessions
 from durable.stores.postgres.transactions import Transactions
-from durable.stores.postgres.wire import Call, Row
+from durable.stores.postgres.wire import Call
 
 SHARD = "0"  # a single Postgres has one
-_LANES = ("claim", "flush", "effect", *transactions.LANES)
-"""Each under a row of its own with the worker's lease, for what it sends at the same time as the others."""
 _LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 
@@ -217,7 +214,7 @@ class PostgresStore(Schedules):
     # -- workers ----------------------------------------------------------------------------------
 
     async def register(self, worker: str, lease: float) -> None:
-        await self._use.write("register", self._call("register", worker, str(lease), literals.words(_LANES)))
+        await self._use.write("register", self._call("register", worker, str(lease)))
 
     def renew(self, worker: str, lease: float) -> Renewal:
         """Extend the lease; from the heartbeat thread only."""
@@ -300,23 +297,12 @@ class PostgresStore(Schedules):
                 continue
             if limited:
                 runs, ready = limited.answer(answers, limit, now, ready)
-            again = await self._drained(now, drained, stirred)
+            again = await events.after_claim(self._use, SHARD, now, signals.Drained(*drained), stirred)
             if again is not None:
                 ready = again if ready is None else min(ready, again)
             taken = rows.claimed(runs, histories, signals.by_run(inboxes), self._routes.by_number, worker, warm)
             return Claimed(taken, ready, rows.requests(requested), signalled)
         raise StoreUnavailable("claim: the limits of queues change all the time")
-
-    async def _drained(self, now: datetime, drained: Row, stirred: bool) -> datetime | None:
-        """What follows a claim's drain; when to claim again, if something was left behind."""
-        left, gone = drained
-        await signals.forget(self._use, SHARD, gone)
-        if stirred:
-            given, more = await events.match(self._use, SHARD)
-            if given:
-                return now
-            left = left or more
-        return now + signals.AGAIN if left else None
 
     async def unread(self, worker: str, run_ids: Sequence[str]) -> Mapping[str, Unread]:
         known = literals.known(run_ids)
