@@ -57,6 +57,7 @@ from durable.stores.postgres import (
     requesting,
     rows,
     signals,
+    transactions,
     turns,
 )
 from durable.stores.postgres import writes as flushing
@@ -74,6 +75,8 @@ from durable.stores.postgres.transactions import Transactions
 from durable.stores.postgres.wire import Call
 
 SHARD = "0"  # a single Postgres has one
+_LANES = ("claim", "flush", "effect", *transactions.LANES)
+"""Each under a row of its own with the worker's lease, for what it sends at the same time as the others."""
 _LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 
@@ -214,7 +217,7 @@ class PostgresStore(Schedules):
     # -- workers ----------------------------------------------------------------------------------
 
     async def register(self, worker: str, lease: float) -> None:
-        await self._use.write("register", self._call("register", worker, str(lease)))
+        await self._use.write("register", self._call("register", worker, str(lease), literals.words(_LANES)))
 
     def renew(self, worker: str, lease: float) -> Renewal:
         """Extend the lease; from the heartbeat thread only."""
