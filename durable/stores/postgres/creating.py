@@ -18,6 +18,9 @@ from durable.stores.postgres.requesting import PAUSE, TRIES
 from durable.stores.postgres.sessions import Sessions
 from durable.stores.postgres.wire import Call, Row
 
+_AT_ONCE = 3
+"""Runs whose predecessors are asked at the same time: the pool has a connection left for others."""
+
 
 async def create(
     sessions: Sessions, runs: Sequence[NewRun], routes: Mapping[Route, int], *beside: Call
@@ -54,24 +57,26 @@ async def _replacing(sessions: Sessions, run: NewRun, created: Created) -> Creat
     """
     if not created.created or run.concurrency_key is None or run.policy is not Policy.REPLACE:
         return created
-    return replace(created, replaced=tuple(await _make_way(sessions, str(run.shard), run.id)))
+    others = await make_way(sessions, str(run.shard), [run.id])
+    return replace(created, replaced=tuple(others.get(run.id, ())))
 
 
-async def make_way(sessions: Sessions, shard: str, run_ids: Sequence[str]) -> None:
-    """Have those cancelled that each of these runs replaces, unless that was done."""
-    for run_id in run_ids:
-        await _make_way(sessions, shard, run_id)
+async def make_way(sessions: Sessions, shard: str, run_ids: Sequence[str]) -> dict[str, list[str]]:
+    """For each of these runs those that it replaces, which are asked to cancel, unless they were."""
+    found = await turns.before(sessions, shard, run_ids) if run_ids else {}
+    asking = [run_id for run_id, (_, to_be_asked) in found.items() if to_be_asked]
+    for start in range(0, len(asking), _AT_ONCE):
+        some = asking[start : start + _AT_ONCE]
+        await asyncio.gather(*(_ask(sessions, shard, run_id, found[run_id][0]) for run_id in some))
+    if asking:
+        await turns.have_replaced(sessions, shard, asking)
+    return {run_id: others for run_id, (others, _) in found.items()}
 
 
-async def _make_way(sessions: Sessions, shard: str, run_id: str) -> list[str]:
-    """The runs that this one replaces, which are asked to cancel, unless they were."""
-    others, to_be_asked = await turns.before(sessions, shard, run_id)
-    if to_be_asked:
-        for other in reversed(others):
-            with suppress(RunNotFound):  # it ended, and was deleted, since it was read
-                await requesting.ask(sessions, shard, other, replacement(run_id))
-        await turns.have_replaced(sessions, shard, run_id)
-    return others
+async def _ask(sessions: Sessions, shard: str, run_id: str, others: Sequence[str]) -> None:
+    for other in reversed(others):
+        with suppress(RunNotFound):  # it ended, and was deleted, since it was read
+            await requesting.ask(sessions, shard, other, replacement(run_id))
 
 
 def inserting(sessions: Sessions, runs: Sequence[NewRun], routes: Mapping[Route, int]) -> list[Call]:

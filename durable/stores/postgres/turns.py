@@ -153,11 +153,16 @@ def debounce_key(run: NewRun) -> str | None:
     return None if run.debounce is None else run.debounce.key
 
 
-async def before(sessions: Sessions, shard: str, run_id: str) -> tuple[list[str], bool]:
-    """The runs under its concurrency key that come before it and have not ended, and whether to ask them to cancel."""
-    found = await sessions.read("turns_before", shard, run_id)
-    return [run_id for run_id, _ in found], any(replaces for _, replaces in found)
+async def before(sessions: Sessions, shard: str, run_ids: Sequence[str]) -> dict[str, tuple[list[str], bool]]:
+    """Of those that have such: the runs under their concurrency key that come before them and have not ended.
+
+    And whether to ask these to cancel.
+    """
+    found: dict[str, tuple[list[str], bool]] = {}
+    for run_id, other, replaces in await sessions.read("turns_before", shard, literals.ids(run_ids)):
+        found.setdefault(run_id, ([], replaces))[0].append(other)
+    return found
 
 
-async def have_replaced(sessions: Sessions, shard: str, run_id: str) -> None:
-    await sessions.write("replace", sessions.call("have_replaced", shard, run_id))
+async def have_replaced(sessions: Sessions, shard: str, run_ids: Sequence[str]) -> None:
+    await sessions.write("replace", sessions.call("have_replaced", shard, literals.ids(run_ids)))

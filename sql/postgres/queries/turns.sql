@@ -97,10 +97,11 @@ DELETE FROM durable.keys WHERE ctid = ANY (ARRAY(
 ))
 
 -- name: turns_before
--- $1 shard, $2 run. The runs under its concurrency key that come before it and have not ended, and whether they are still
--- to be asked to cancel.
-SELECT b.run_id, mine.replaces
-FROM (SELECT * FROM durable.turns WHERE shard = $1::smallint AND run_id = $2::uuid) AS mine
+-- $1 shard, $2 runs. For each the runs under its concurrency key that come before it and have not ended, and whether they are
+-- still to be asked to cancel.
+SELECT mine.run_id, b.run_id, mine.replaces
+FROM unnest($2::uuid[]) AS n (id)
+CROSS JOIN LATERAL (SELECT x.* FROM durable.turns AS x WHERE x.shard = $1::smallint AND x.run_id = n.id LIMIT 1) AS mine
 CROSS JOIN LATERAL (
     SELECT t.run_id, t.number FROM durable.turns AS t
     WHERE t.shard = mine.shard AND t.workflow = mine.workflow AND t.key = mine.key AND t.number < mine.number
@@ -112,8 +113,15 @@ CROSS JOIN LATERAL (
 ORDER BY b.number
 
 -- name: have_replaced
--- $1 shard, $2 run. It has asked them: sent again it asks nobody.
-UPDATE durable.turns SET replaces = false WHERE shard = $1::smallint AND run_id = $2::uuid AND replaces
+-- $1 shard, $2 runs. They have asked them: sent again they ask nobody. In the order in which take_turns inserts.
+UPDATE durable.turns SET replaces = false WHERE ctid = ANY (ARRAY(
+    SELECT mine.place
+    FROM (SELECT DISTINCT u.id FROM unnest($2::uuid[]) AS u (id) ORDER BY u.id) AS n
+    CROSS JOIN LATERAL (
+        SELECT x.ctid AS place FROM durable.turns AS x
+        WHERE x.shard = $1::smallint AND x.run_id = n.id AND x.replaces FOR NO KEY UPDATE SKIP LOCKED
+    ) AS mine
+))
 
 -- name: keep_turn
 -- $1 shard, $2 run. After change_run, and only if it has changed the run (xmin): a run that was paused while others come
