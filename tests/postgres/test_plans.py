@@ -24,7 +24,7 @@ from tests.postgres.conftest import Postgres
 
 ROWS = 50_000
 LARGE = {"runs", "history", "keys", "places", "freed", "blocked", "limit_keys", "turns", "turn_keys", "debounces"}
-LARGE |= {"signals", "wakes", "events", "awaited", "emits", "effects"}
+LARGE |= {"signals", "wakes", "events", "awaited", "emits", "effects", "schedules", "ticks"}
 TABLES = (*sorted(LARGE), "passed", "stirred", "claims", "requests", "workers", "routes")
 HOT = [
     "commit_writes",

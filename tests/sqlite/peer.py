@@ -13,7 +13,10 @@ from itertools import chain
 from typing import Any
 from uuid import uuid4
 
+from durable.declarations import run_of
 from durable.model import Kind, NewRun, NewSignal, Outcome, Published, Record, Request, RunRef, RunWrite, Verb
+from durable.schedules import ScheduleWrite
+from durable.scheduling import decide, fired
 from durable.store import Route
 from durable.stores.sqlite import SQLiteStore
 
@@ -143,6 +146,19 @@ class Commands:
 
     async def ask(self, run_id: str, verb: str, by: str) -> str | None:
         return await self.store.request(run_id, Request(Verb(verb), "why", by))
+
+    async def fire(self, limit: int) -> int:
+        """Fire what is due in steps of ``limit`` ticks, until nothing is; how many ticks it was that fired them."""
+        count = 0
+        while found := (await self.store.due_schedules(10, None)).found:
+            now, writes = self.store.clock.now(), list[ScheduleWrite]()
+            for stored, previous in found:
+                plan = decide(stored, now, previous, limit=limit)
+                runs = [run_of(stored.spec, one.tick, now) for one in plan.fire]
+                writes.append(fired(stored, runs, plan.skipped, now, (plan.next_at, plan.due_at)))
+            answers = await self.store.write_schedules(writes)
+            count += sum(len(write.runs) for write, answer in zip(writes, answers, strict=True) if answer)
+        return count
 
     async def prune(self, limit: int) -> int:
         """Until nothing is left."""

@@ -9,11 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from durable.errors import StoreUnavailable
+from durable.model import RunFilter
+from durable.schedules import CatchUp, Overlap, Schedule, ScheduleSpec, ScheduleWrite
 from durable.store import Hint
 from durable.stores.sqlite import SQLiteStore
 from durable.stores.sqlite import store as store_module
@@ -58,6 +62,24 @@ async def test_P08_eight_processes_never_claim_one_run_twice(peers: StartPeers, 
     await asyncio.gather(*(peer.ask("open") for peer in everyone))
     taken = await asyncio.gather(*(peer.ask("take_all", f"w{n}", 7) for n, peer in enumerate(everyone)))
     assert sorted(run_id for ids in taken for run_id in ids) == sorted(run.id for run in runs)
+
+
+async def test_P39_processes_that_fire_the_same_schedules_fire_each_tick_once(
+    peers: StartPeers, store: SQLiteStore
+) -> None:
+    now = store.clock.now().replace(microsecond=0)
+    ticks = [now - timedelta(seconds=second) for second in range(20, 0, -1)]
+    dates: dict[str, Any] = {"every": 1.0, "end_at": now, "catch_up": CatchUp.ALL}
+    for number, overlap in enumerate(20 * [Overlap.ALLOW, Overlap.QUEUE]):
+        spec = ScheduleSpec(f"s{number}", *ROUTE[:2], overlap=overlap, max_queued=100, **dates)
+        await store.write_schedules([ScheduleWrite(Schedule(spec, ticks[0], ticks[0], now, now))])
+    everyone = await peers(3)
+    await asyncio.gather(*(peer.ask("open") for peer in everyone))
+    counts = await asyncio.gather(*(peer.ask("fire", 2) for peer in everyone))
+    assert sum(counts) == 40 * len(ticks)
+    for number in range(40):
+        assert [tick.at for tick in await store.ticks(f"s{number}", ticks[0], now, 100)] == ticks
+        assert len(await store.list_runs(RunFilter(schedule=f"s{number}"), 100, None)) == len(ticks)
 
 
 async def test_a_small_commit_finds_its_turn_beside_a_busy_process(peers: StartPeers, store: SQLiteStore) -> None:

@@ -41,6 +41,7 @@ INSERT INTO durable.schedules (shard, name, created_at, updated_at, fired, revis
 SELECT -1, n::text, now(), now(), 0, 0, false, repeat('x', 200), '' FROM generate_series(1, 1200) AS n;
 DELETE FROM durable.schedules WHERE shard = -1;
 
+-- More of them: they are deleted by their place (ctid), see 0003.
 INSERT INTO durable.ticks (shard, schedule, at, run_id)
-SELECT -1, repeat('x', 200) || n, now(), gen_random_uuid() FROM generate_series(1, 1200) AS n;
+SELECT -1, repeat('x', 1900) || n, now(), gen_random_uuid() FROM generate_series(1, 300) AS n;
 DELETE FROM durable.ticks WHERE shard = -1;
