@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -23,7 +24,7 @@ _COMPLETE = states.complete(State.RUNNING, "1")
 _RELEASE = states.release(State.RUNNING)
 
 
-def mail(**other: object) -> NewRun:
+def mail(**other: Any) -> NewRun:
     return new_run(queue="mails", **other)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations_with_replacement
 
 import pytest
@@ -284,7 +285,7 @@ async def _event(_: StoreHarness, store: Store) -> _Scene:
     second = Published(second.id, first.topic, "", "true", 600.0)
 
     def steps(_: _Executor) -> Sequence[Step]:
-        return [lambda event=event: store.publish([event]) for event in (first, first, second)]
+        return [partial(store.publish, [event]) for event in (first, first, second)]
 
     return await _scene(store, steps, [first.id, second.id], topic=first.topic)
 
