@@ -242,7 +242,7 @@ async def test_P03_a_stop_waits_for_no_scheduler() -> None:
         await store.asked.wait()
     async with asyncio.timeout(1.0):
         await engine.stop()
-    assert [task for task in asyncio.all_tasks() if "scheduler" in task.get_name()] == []
+    assert [task for task in asyncio.all_tasks() if task.get_name() == "durable scheduler"] == []
 
 
 async def test_what_is_changed_for_ever_by_others_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
