@@ -19,6 +19,7 @@ class ChildHandle(Generic[Out_co]):
     def __init__(self, run_id: str, outcome: Callable[[], Coroutine[Any, Any, Out_co]]) -> None:
         self.run_id = run_id
         self._outcome = outcome
+        self._asking: asyncio.Future[None] | None = None  # by one task; the others wait
         self._ended: asyncio.Future[Out_co] | None = None
 
     async def result(self) -> Out_co:
@@ -27,16 +28,26 @@ class ChildHandle(Generic[Out_co]):
         Raises:
             ChildFailed: The child ended without a result.
         """
-        if self._ended is None:
-            self._ended = asyncio.get_running_loop().create_future()
+        while self._ended is None:
+            if self._asking is None:
+                await self._ask()
+            else:
+                await asyncio.wait([self._asking])  # who asks may be cancelled: then another one asks
+        return self._ended.result()
+
+    async def _ask(self) -> None:
+        loop = asyncio.get_running_loop()
+        asking = self._asking = loop.create_future()
+        try:
+            ended: asyncio.Future[Out_co] = loop.create_future()
             try:
-                self._ended.set_result(await self._outcome())
+                ended.set_result(await self._outcome())
             except Exception as error:
-                self._ended.set_exception(error)
-            except BaseException:
-                self._ended = None
-                raise
-        return await asyncio.shield(self._ended)
+                ended.set_exception(error)
+            self._ended = ended
+        finally:
+            self._asking = None
+            asking.set_result(None)
 
     def __repr__(self) -> str:
         return f"<child run {self.run_id}>"

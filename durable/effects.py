@@ -6,9 +6,11 @@ The store says who makes it; the write that records the step's end says what cam
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from durable.attempts import Attempts
 from durable.host import Host
 from durable.model import Also, Awaited, EffectEnd, Signal
 from durable.pulse import Pulse
@@ -26,10 +28,19 @@ only has the store asked again."""
 class SharedEffects:
     """The shared effects of one execution."""
 
-    def __init__(self, execution: Execution, host: Host, pulse: Pulse) -> None:
+    def __init__(
+        self,
+        execution: Execution,
+        host: Host,
+        pulse: Pulse,
+        attempts: Attempts,
+        opened: Callable[[], Awaitable[None]],
+    ) -> None:
         self._execution = execution
         self._host = host
         self._pulse = pulse
+        self._attempts = attempts
+        self._opened = opened
 
     async def made_elsewhere(self, op: Operation, key: str) -> str | None:
         """The result as JSON, once another step has made the effect; None when ``op`` shall make it now.
@@ -37,8 +48,13 @@ class SharedEffects:
         While another makes it, the run waits, and is parked.
         """
         while True:
+            await self._opened()
             since = self._host.clock.now() - _EARLIER
-            effect = await self._host.take_effect(self._execution.ref, key, op.key)
+            self._attempts.busy += 1  # the answer must not find the run parked
+            try:
+                effect = await self._host.take_effect(self._execution.ref, key, op.key)
+            finally:
+                self._attempts.busy -= 1
             if effect.mine:
                 self._execution.link()
                 return None

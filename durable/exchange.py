@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Any
 
 from durable import failures
 from durable.codec import Codec
 from durable.errors import ChildFailed, PayloadError, WaitTimeout
+from durable.inbox import Accept
 from durable.model import Also, Awaited, Failure, Kind, NewRun, Signal, State
 from durable.operations import Operations
 from durable.replay import Operation
+
+_LOOK_AGAIN = timedelta(seconds=1)
+"""Between two looks for the end of a child that will not be told: after an operator's retry from a step."""
 
 
 class Wait:
@@ -111,8 +115,8 @@ class Exchange(Operations):
             return False
         return True
 
-    async def _brought(self, op: Operation, names: Mapping[str, object], fits: Any = lambda _: True) -> Signal | None:
-        """The next signal of one of the names, in its turn; None when the deadline came first."""
+    async def _brought(self, op: Operation, names: Collection[str], fits: Accept) -> Signal | None:
+        """The next signal of one of the names that ``fits``, in its turn; None when the deadline came first."""
         inbox = self._pulse.inbox
 
         def accept(signal: Signal) -> bool:
@@ -142,12 +146,6 @@ class Exchange(Operations):
                 inbox.put_back(op.brought)
             raise
         return op.brought
-
-    async def _open(self) -> None:
-        """Return when the run may go on to write: it is neither parked nor being stopped."""
-        while self._attempts.parked or self._attempts.closed:
-            self._pulse.touch()
-            await self._attempts.resumed()
 
     # -- children ---------------------------------------------------------------------------------
 
@@ -190,10 +188,10 @@ class Exchange(Operations):
             if self._core.end_was_told(key):
                 return await self._look_up(op, key, run_id, codec)
             # A child that was called under this key before an operator's retry is another one.
-            signal = await self._brought(op, {f"child/{key}": codec}, lambda signal: signal.id == run_id)
+            signal = await self._brought(op, (f"child/{key}",), lambda signal: signal.id == run_id)
             assert signal is not None, "a child has no deadline"
             self._execution.child_ended(key)
-            record = self._core.conclude(op, self._host.clock.now(), signal.data)
+            record = self._core.conclude(op, self._host.clock.now(), signal.data, failed=not has_result(signal.data))
             self._execution.write(record, also=Also(consumed=[signal.id]))
             return self._child_ended(key, run_id, signal.data, codec)
         finally:
@@ -201,12 +199,25 @@ class Exchange(Operations):
 
     async def _look_up(self, op: Operation, key: str, run_id: str, codec: Codec) -> Any:
         """The end of a child that was told before an operator's retry set that aside: it is not told again."""
-        data = await self._host.child_end(run_id)
+        data = await self._end_of(op, run_id)
         if not self._core.direct(op):
             await self._in_turn(op)
         self._execution.child_ended(key)
-        self._execution.write(self._core.conclude(op, self._host.clock.now(), data))
+        self._execution.write(self._core.conclude(op, self._host.clock.now(), data, failed=not has_result(data)))
         return self._child_ended(key, run_id, data, codec)
+
+    async def _end_of(self, op: Operation, run_id: str) -> str:
+        """How a child has ended; one that was retried too is looked for again and again, parked in between."""
+        while True:
+            await self._open()
+            self._attempts.busy += 1  # the answer must not find the run parked
+            try:
+                data = await self._host.child_end(run_id)
+            finally:
+                self._attempts.busy -= 1
+            if data is not None:
+                return data
+            await self._execution.until(op, self._host.clock.now() + _LOOK_AGAIN)
 
     def _child_ended(self, key: str, run_id: str, data: str | None, codec: Codec) -> Any:
         end: dict[str, Any] = json.loads(data or "{}")
@@ -234,3 +245,9 @@ class Exchange(Operations):
             self._execution.write(self._core.conclude(op, self._host.clock.now(), text), also=Also(emits=True))
         finally:
             self._end(op)
+
+
+def has_result(end: str) -> bool:
+    """Whether the end of a child is one with a result."""
+    state: str = json.loads(end)["state"]
+    return state == State.COMPLETED

@@ -17,6 +17,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from datetime import datetime, timedelta
+from functools import cached_property
 from random import Random, random
 from typing import Any, NoReturn
 
@@ -86,13 +87,13 @@ class Execution:
         )
         self.main: asyncio.Task[Any] | None = None
         """The workflow function, later the compensations."""
-        self._encode_result: Callable[[Any], str | None] = _nothing
+        self._encode_result: Callable[[Any], str | None]
         self._retry: Retry | None = None
         self._alarms = Alarms(host.clock, self._loop)
         self.verdict: Failure | None = None
         """Why the function goes no further than its history."""
         self._leave: Callable[[], Change] | None = None  # what to write when nothing executes any more
-        self._leaving = False
+        self._leaving = self._given_back = False
         self.several_tasks = False
         """An operation was awaited in another task than ``main``."""
         self._lost = False
@@ -101,7 +102,6 @@ class Execution:
         """Key of the call → run id of the children that were made here, and whose end was not delivered."""
         self._heard: set[str] = set()  # keys of the calls whose child's end was delivered here
         self.operations = FanOut(self, self.core, host, self._pulse, self._attempts, self._compensations)
-        self._random: Random | None = None
 
     # -- life -------------------------------------------------------------------------------------
 
@@ -158,9 +158,8 @@ class Execution:
     async def stop(self, within: float) -> None:
         """Cancel what still executes, and give the run back: no attempt is consumed."""
         self._leaving = True
-        leave = self._leave or (lambda: states.release(self.state))
-        if await self._unwound(within) and not self._lost and not self.parked:
-            self.write(change=leave())
+        if await self._unwound(within) and not self.parked:
+            self._give_back(states.release(self.state) if self._leave is None else self._leave())
 
     async def evict(self, within: float = UNWIND) -> None:
         """Forget the coroutine of a run that is not ours any more."""
@@ -265,12 +264,10 @@ class Execution:
 
     # -- what operations ask for ---------------------------------------------------------------------
 
-    @property
+    @cached_property
     def random(self) -> Random:
         """The run's own source of random numbers."""
-        if self._random is None:
-            self._random = Random(self.run.seed)
-        return self._random
+        return Random(self.run.seed)
 
     def refuse(self, error: DurableError) -> NoReturn:
         """The code does not fit the history, or the stored data the code: pause, and unwind from here."""
@@ -281,6 +278,7 @@ class Execution:
         if not self.stopped or self.state is State.COMPENSATING:
             self.stopped = True
             _log.warning("run %s is paused: %s", self.run.id, reason)
+            self._leave, self._leaving = lambda: states.pause(self.state, reason), True
             self._spawn(self._pause(reason))
         raise asyncio.CancelledError(reason)
 
@@ -302,7 +300,6 @@ class Execution:
 
     async def outside(self, op: Operation) -> None:
         """Return when something has been brought to ``op``, or its deadline has passed; in its turn."""
-        assert op.kind is not Kind.WAIT or op.scheduled is not None
         due_at = None if op.scheduled is None else op.scheduled.due_at
         await self._pulse.until(op, due_at, self._rest_of(op))
 
@@ -338,7 +335,7 @@ class Execution:
         if self._pulse.inbox.awaited:
             return True
         soon = self._host.clock.now() + timedelta(seconds=self._host.linger)
-        return any(op.kind is Kind.SLEEP or due > soon for due, op in timers)
+        return any(op.kind in (Kind.SLEEP, Kind.WOKE) or due > soon for due, op in timers)
 
     def _park_if_quiet(self, activity: int) -> None:
         if activity == self._pulse.activity and not self.parked and not self._lost and self._parkable():
@@ -350,9 +347,8 @@ class Execution:
         times = [due for due, _ in self._pulse.timers.values()]
         if self._alarms.deadline is not None and self.verdict is None:
             times.append(self._alarms.deadline)
-        waiting = self._pulse.inbox.awaited
-        change = states.park(self.state, ready_at=min(times, default=None), wakes=self._wakes, waiting=waiting)
-        self.write(change=change)
+        ready_at = min(times, default=None)
+        self.write(change=states.park(self.state, ready_at=ready_at, wakes=self._wakes, waiting=self.waiting))
 
     # -- the end ----------------------------------------------------------------------------------
 
@@ -406,8 +402,13 @@ class Execution:
 
     async def _pause(self, reason: str) -> None:
         await self._unwound(UNWIND)
-        if not self._lost:
-            self.write(change=states.pause(self.state, reason))
+        self._give_back(states.pause(self.state, reason))
+
+    def _give_back(self, change: Change) -> None:
+        """The run leaves unfinished. A stop and a pause may unwind it at the same time: it leaves once, and paused."""
+        if not self._lost and not self._given_back:
+            self._given_back = True
+            self.write(change=change)
 
     # -- compensation -----------------------------------------------------------------------------
 
@@ -434,15 +435,17 @@ class Execution:
             self._finish(failure)
 
     async def _compensating(self, failure: Failure, compensable: list[Record] | None, children: Iterable[str]) -> None:
+        if compensable is not None and self.state is State.RUNNING:
+            change = states.compensate(self.state, failures.to_json(failure))
+            self.write(change=change)
+            self.state = change.state
+        if (last := self._attempts.last) is not None and not last.done:
+            await last.committed()  # what has led here stands, before anybody else is told; and one change a flush
         for run_id in children:  # asked again after a crash: asking twice is asking once
             await self._host.cancel(run_id, f"its parent {self.run.id} has failed: {failure.summary}")
         if compensable is None:
             self._finish(failure)
             return
-        if self.state is State.RUNNING:
-            change = states.compensate(self.state, failures.to_json(failure))
-            self.write(change=change)
-            self.state = change.state
         undone, not_undone = await self._compensations.run(compensable, self.operations.undo)
         self._finish(failures.with_compensations(failure, undone, not_undone))
 
@@ -464,6 +467,7 @@ class Execution:
         """
         self.stopped = True
         self._pulse.disarm()
+        self._pulse.inbox.forget_all()
         self._alarms.disarm()
         assert self.main is not None
         tasks: set[asyncio.Task[Any]] = {op.scope for op in self.core.open.values()} | {self.main}
@@ -514,7 +518,3 @@ class Execution:
         self.stopped = True
         if not self._lost:
             self.write(change=states.pause(self.state, f"a bug in the engine: {error!r}"))
-
-
-def _nothing(_: Any) -> None:
-    return None

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from durable import failures
 from durable.codec import Codec
 from durable.effects import signal_in_no_turn
 from durable.errors import ChildFailed, NondeterminismError, PayloadError, StepFailed
+from durable.exchange import has_result
 from durable.model import Also, Kind, NewRun, Record
 from durable.replay import Operation
 from durable.steps import UNWIND, Call
@@ -43,7 +44,7 @@ class FanOut(Transactions):
         """
 
         def again(record: Record, index: int) -> Any:
-            return self._step_again(record, calls(index))
+            return self._recorded(record, calls(index))
 
         async def one(index: int) -> Any:
             return await self._step_item(f"{op.key}[{index}]", calls(index))
@@ -94,14 +95,19 @@ class FanOut(Transactions):
                 await self._wait(op)
             found = _Found(count, collect)
             for record in self._core.items(op.key):
+                index = _index_of(record.key, op.key)
+                if index >= count:
+                    self._refuse(op, f"{count} items, and item {index} is recorded")
                 if record.kind is kind:
-                    index = _index_of(record.key, op.key)
-                    if index >= count:
-                        self._refuse(op, count)
                     found.take(index, partial(again, record, index))
+                elif record.kind is (Kind.CALL if kind is Kind.STEP else Kind.STEP):
+                    self._refuse(op, f"item {index} is recorded as a {record.kind}")
             if op.recorded is not None:
-                if self._core.deliver(op).data != str(count):
-                    self._refuse(op, count)
+                recorded = self._core.deliver(op).data
+                if recorded != str(count):
+                    self._refuse(op, f"{count} items, and {recorded} are recorded")
+                if found.error is None and found.open:
+                    self._refuse(op, f"{found.open} were left out after a failure, which is collected now")
             else:
                 await self._open()
                 await self._missing(found, concurrency, one)
@@ -114,8 +120,8 @@ class FanOut(Transactions):
         finally:
             self._end(op)
 
-    def _refuse(self, op: Operation, count: int) -> None:
-        self._execution.refuse(NondeterminismError(f"fan-out {op.key!r} has other items than recorded: now {count}"))
+    def _refuse(self, op: Operation, why: str) -> NoReturn:
+        self._execution.refuse(NondeterminismError(f"fan-out {op.key!r} has other items than recorded: {why}"))
 
     async def _missing(self, found: _Found, concurrency: int, one: _Item) -> None:
         """Make the items that have no record."""
@@ -138,16 +144,6 @@ class FanOut(Transactions):
             await unwound(tasks, UNWIND, f"an item of run {self._execution.run.id}")
 
     # -- items ------------------------------------------------------------------------------------
-
-    def _step_again(self, record: Record, call: Call) -> Any:
-        try:
-            if record.failed:
-                raise StepFailed(record.key, record.attempt, failures.from_json(record.data))
-            value = call.codec.decode(record.data, f"the recorded result of step {record.key!r}")
-        except PayloadError as error:
-            self._execution.refuse(error)
-        self._compensations.register(record, call, value)
-        return value
 
     async def _step_item(self, key: str, call: Call) -> Any:
         op = Operation(key, Kind.STEP, None, None)
@@ -189,12 +185,13 @@ class FanOut(Transactions):
             self._execution.children[key] = run_id = child.id
         also, woke = None, f"{key}/woke"
         if self._core.end_was_told(key):  # it was told before an operator's retry, and is not told again
-            data = await self._host.child_end(run_id)
+            data = await self._end_of(Operation(woke, Kind.WOKE, None, None), run_id)
         else:
             signal = await signal_in_no_turn(self._pulse, key, f"child/{key}", run_id)
             data, also = signal.data, Also(consumed=[signal.id])
         self._execution.child_ended(key)
-        self._execution.write(self._core.item(woke, Kind.WOKE, self._host.clock.now(), data), also=also)
+        record = self._core.item(woke, Kind.WOKE, self._host.clock.now(), data, failed=not has_result(data))
+        self._execution.write(record, also=also)
         return self._child_ended(key, run_id, data, codec)
 
 

@@ -41,8 +41,8 @@ class Host(Protocol):
         """Ask for the cancellation of a child; one that has ended, or is gone, is left alone."""
         ...
 
-    def child_end(self, run_id: str) -> Awaitable[str]:
-        """How a child has ended, as its signal would say it; waits for its end."""
+    def child_end(self, run_id: str) -> Awaitable[str | None]:
+        """How a child has ended, as its signal would say it; None when it has not."""
         ...
 
     def take_effect(self, ref: RunRef, key: str, step: str) -> Awaitable[Effect]:

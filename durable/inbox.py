@@ -22,7 +22,8 @@ class Inbox:
     """
 
     def __init__(self, signals: Sequence[Signal]) -> None:
-        self._seen: set[str] = set()  # ids; one whose consumption is not committed yet is still read as unread
+        # Ids, with the order of arrival; one whose consumption is not committed yet is still read as unread.
+        self._seen: dict[str, int] = {}
         self._unread: dict[str, deque[tuple[int, Signal]]] = {}
         self._waiting: dict[str, tuple[Collection[str], Accept]] = {}
         self.add(signals)
@@ -36,8 +37,8 @@ class Inbox:
         """Take over those that were not seen before, and give them to who waits."""
         for signal in signals:
             if signal.id not in self._seen:
-                self._seen.add(signal.id)
-                self._unread.setdefault(signal.name, deque()).append((len(self._seen), signal))
+                self._seen[signal.id] = number = len(self._seen)
+                self._unread.setdefault(signal.name, deque()).append((number, signal))
         self._serve()
 
     def take(self, names: Collection[str], accept: Accept) -> bool:
@@ -49,8 +50,9 @@ class Inbox:
         return False
 
     def put_back(self, signal: Signal) -> None:
-        """It was accepted by an operation that the run's own code has cancelled since."""
-        self._unread.setdefault(signal.name, deque()).appendleft((0, signal))
+        """It was accepted by an operation that the run's own code has cancelled since: it has its place again."""
+        queue = self._unread.get(signal.name, ())
+        self._unread[signal.name] = deque(sorted((*queue, (self._seen[signal.id], signal))))
         self._serve()
 
     def wait(self, key: str, names: Collection[str], accept: Accept) -> None:
@@ -60,6 +62,10 @@ class Inbox:
     def forget(self, key: str) -> None:
         """Nobody waits under this key any more."""
         self._waiting.pop(key, None)
+
+    def forget_all(self) -> None:
+        """Nobody waits any more: what the unwinding of one wait puts back is not for another that is unwound too."""
+        self._waiting.clear()
 
     def _oldest(self, names: Collection[str]) -> str | None:
         there = [(queue[0][0], name) for name in names if (queue := self._unread.get(name))]

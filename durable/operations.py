@@ -17,7 +17,7 @@ from durable.compensation import Compensations, undo_of
 from durable.effects import SharedEffects, ended
 from durable.errors import PayloadError, StepFailed
 from durable.host import Host
-from durable.model import Kind
+from durable.model import Kind, Record
 from durable.pulse import Pulse
 from durable.replay import Operation, Replay
 from durable.steps import Call
@@ -44,7 +44,7 @@ class Operations:
         self._pulse = pulse
         self._attempts = attempts
         self._compensations = compensations
-        self._shared = SharedEffects(execution, host, pulse)
+        self._shared = SharedEffects(execution, host, pulse, attempts, self._open)
         self._loop = asyncio.get_running_loop()
 
     async def step(self, op: Operation, call: Call) -> Any:
@@ -53,7 +53,7 @@ class Operations:
             if not self._begin(op):
                 await self._wait(op)
             if op.recorded is not None:
-                return self._recorded(op, call)
+                return self._recorded(self._core.deliver(op), call)
             if call.shared is not None and (text := await self._shared.made_elsewhere(op, call.shared)) is not None:
                 return await self._made_elsewhere(op, call, text)
             attempt = await self._attempts.run(op, call)
@@ -81,7 +81,7 @@ class Operations:
             if op.recorded is not None:
                 self._core.deliver(op)
                 return
-            if self._attempts.parked:
+            while self._attempts.parked:
                 await self._attempts.resumed()
             if op.scheduled is None:
                 now = self._host.clock.now()
@@ -112,6 +112,12 @@ class Operations:
             self._execution.stop_body()
             await self._loop.create_future()  # unwinding cancels it
 
+    async def _open(self) -> None:
+        """Return when the run may go on to write: it is neither parked nor being stopped."""
+        while self._attempts.parked or self._attempts.closed:
+            self._pulse.touch()
+            await self._attempts.resumed()
+
     async def _in_turn(self, op: Operation) -> None:
         """Return when the live result of ``op`` is the next to be delivered."""
         self._core.offer(op)
@@ -119,19 +125,20 @@ class Operations:
 
     def _end(self, op: Operation) -> None:
         """After a delivery nothing; after a cancellation the operation is forgotten, without a record."""
-        self._core.drop(op)
-        if self._pulse.ticking:
+        # After a cancellation it may be that nothing is left but waits, and the run is to be parked.
+        if self._core.drop(op) or self._pulse.ticking:
             self._pulse.touch()
 
-    def _recorded(self, op: Operation, call: Call) -> Any:
-        record = self._core.deliver(op)
+    def _recorded(self, record: Record, call: Call) -> Any:
+        """The recorded end of a step, or of an item."""
+        key = record.key
         try:
             if record.failed:
-                undo = self._core.operation(f"{op.key}/undo", Kind.UNDO).recorded
+                undo = self._core.operation(f"{key}/undo", Kind.UNDO).recorded
                 if undo is not None and undo.failed:
-                    self._compensations.lost(op.key)
-                raise StepFailed(op.key, record.attempt, failures.from_json(record.data))
-            value = call.codec.decode(record.data, f"the recorded result of step {op.key!r}")
+                    self._compensations.lost(key)
+                raise StepFailed(key, record.attempt, failures.from_json(record.data))
+            value = call.codec.decode(record.data, f"the recorded result of step {key!r}")
         except PayloadError as error:
             self._execution.refuse(error)
         self._compensations.register(record, call, value)

@@ -181,9 +181,9 @@ class Replay:
 
     def end_was_told(self, key: str) -> bool:
         """Whether an operator's retry has set the end of the child called as ``key`` aside, and left the call."""
-        asides = {record.key for record in self._others}
-        ends = (aside for aside in asides if _aside(aside) == f"{key}/woke")
-        return any(end.removesuffix("/woke") not in asides for end in ends)
+        call = self._records.get(key)
+        ends = (record for record in self._others if _aside(record.key) == f"{key}/woke")
+        return call is not None and any(end.seq > call.seq for end in ends)  # else it was the end of another child
 
     def data_of(self, key: str) -> str | None:
         """The data of the record with this key that the execution started with, if there is one."""
@@ -223,10 +223,14 @@ class Replay:
         self._held.append(op)
         return False
 
-    def drop(self, op: Operation) -> None:
-        """The operation was cancelled by the run's own code: it has no result, and is no failure."""
+    def drop(self, op: Operation) -> bool:
+        """The operation was cancelled by the run's own code: it has no result, and is no failure.
+
+        Returns:
+            False when it was delivered before.
+        """
         if self.open.pop(op.key, None) is None:
-            return
+            return False
         self._woken = _SEVERAL
         if op.recorded is not None:
             self._due = sorted(entry for entry in self._due if entry[1] != op.key)
@@ -235,6 +239,7 @@ class Replay:
             self._held.remove(op)
         elif op in self._offered:
             self._offered.remove(op)
+        return True
 
     # -- turns ------------------------------------------------------------------------------------
 

@@ -162,20 +162,33 @@ def set_aside(records: Sequence[Record], step: str | None = None) -> list[str]:
         if first is None:
             raise RunNotFound(f"the run has no record {step!r}")
         aside.update(record.key for record in records if record.seq >= first)
-    return _with_extensions(records, aside)
+        # A wait whose end does not count is called anew: what it had asked for, an event, was given to it.
+        waits = {record.key for record in records if record.kind is Kind.WAIT}
+        aside |= waits & {key.removesuffix("/woke") for key in aside}
+    return _with_extensions(records, _with_fan_outs(aside))
 
 
 def set_failed_aside(records: Sequence[Record]) -> list[str]:
     """The keys of the records that another run attempt sets aside: those of steps that did not succeed."""
-    return _with_extensions(records, _unsuccessful(records))
+    return _with_extensions(records, _with_fan_outs(_unsuccessful(records)))
 
 
 def _unsuccessful(records: Sequence[Record]) -> set[str]:
-    """The keys of steps that failed, or have only failed attempts so far."""
+    """The keys of steps that failed, or have only failed attempts so far, and of children that ended without a result.
+
+    A wait that timed out stays so: its time has passed.
+    """
     succeeded = {record.key for record in records if not record.failed}
     failed = {record.key for record in records if record.kind is Kind.STEP and record.failed and _counts(record)}
     tried = {_step_of(record) for record in records if record.kind is Kind.ATTEMPT and _counts(record)}
-    return failed | {key for key in tried - succeeded if not key.endswith("/undo")}
+    calls = {record.key for record in records if record.kind is Kind.CALL}
+    ended = {record.key.removesuffix("/woke") for record in records if record.kind is Kind.WOKE and record.failed}
+    return failed | (calls & ended) | {key for key in tried - succeeded if not key.endswith("/undo")}
+
+
+def _with_fan_outs(keys: set[str]) -> set[str]:
+    """A fan-out of which an item does not count has not ended: it makes that item anew."""
+    return keys | {key.rpartition("[")[0] for key in keys if key.endswith("]")}
 
 
 def _step_of(attempt: Record) -> str:

@@ -69,7 +69,8 @@ def _entries(run: Run, record: Record, kinds: Mapping[str, Kind]) -> Iterator[Ti
         kind = "sleeping" if record.kind is Kind.SLEEP else "waiting"
         yield TimelineEntry(seq, at, kind, name, worker=worker, data=due)
     elif record.kind is Kind.WOKE:
-        kind = "wait timed out" if record.failed else _WOKE[kinds.get(record.key.removesuffix("/woke"), Kind.SLEEP)]
+        called = kinds.get(record.key.removesuffix("/woke"), Kind.SLEEP)
+        kind = "wait timed out" if record.failed and called is Kind.WAIT else _WOKE[called]
         yield TimelineEntry(seq, at, kind, name, worker=worker, data=record.data)
     elif record.kind in _PLAIN:
         yield TimelineEntry(seq, at, _PLAIN[record.kind], name, worker=worker, data=record.data)

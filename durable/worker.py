@@ -37,9 +37,6 @@ T = TypeVar("T")
 
 _log = logging.getLogger("durable.worker")
 
-_LOOK_AGAIN = 1.0
-"""Seconds between two looks for the end of a child that will not be told: after an operator's retry from a step."""
-
 _REASON = 400
 """Characters of the reason for which a child is cancelled; it is stored in 512 bytes."""
 
@@ -405,12 +402,11 @@ class Worker:
             self._store.announce(Hint.WORK | Hint.REQUEST)
             self.poke()
 
-    async def child_end(self, run_id: str) -> str:
-        """How a child has ended, as its signal would say it; waits for its end."""
-        while not (found := await self._until_answered(lambda: self._store.ended([run_id]))):  # noqa: ASYNC110
-            await asyncio.sleep(_LOOK_AGAIN)
-        [run] = found
-        return failures.end_to_json(run.state, run.result, run.error)
+    async def child_end(self, run_id: str) -> str | None:
+        """How a child has ended, as its signal would say it; None when it has not."""
+        for run in await self._until_answered(lambda: self._store.ended([run_id])):
+            return failures.end_to_json(run.state, run.result, run.error)
+        return None
 
     async def take_effect(self, ref: RunRef, key: str, step: str) -> Effect:
         """Who makes an effect that runs share."""

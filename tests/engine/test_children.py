@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -268,3 +269,92 @@ async def test_an_uncaught_child_failure_fails_the_parent_with_its_story(backend
         with pytest.raises(RunFailed, match="-1 is negative") as caught:
             await backend.result(engine, await engine.trigger(flow))
         assert caught.value.failure.error_type.endswith("ChildFailed")
+
+
+async def test_another_task_may_ask_for_the_result_when_the_first_one_is_cancelled(backend: Backend) -> None:
+    @workflow
+    async def flow(ctx: Context) -> str:
+        child = await ctx.start("child", asks)
+        first, second = asyncio.create_task(child.result()), asyncio.create_task(child.result())
+        await ctx.step("a step", asyncio.sleep, 0)
+        first.cancel()
+        await asyncio.wait([first])
+        await ctx.emit("cancelled")
+        return await second
+
+    async with backend.engine(flow, asks) as engine:
+        handle = await engine.trigger(flow)
+        await backend.until(engine, handle.run_id, State.WAITING)
+        [child] = await children(engine, handle.run_id)
+        await engine.signal(child, "answer", "yes")
+        assert await backend.result(engine, handle) == "yes"
+
+
+async def test_P34_a_step_that_is_cancelled_beside_a_child_gives_the_slot_to_the_child(real_time: Backend) -> None:
+    @workflow
+    async def flow(ctx: Context) -> int:
+        async def bounded() -> None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await ctx.step("hangs", asyncio.Event().wait)
+
+        number, _ = await asyncio.gather(ctx.call("child", doubled, 4), bounded())
+        return number
+
+    async with real_time.engine(flow, doubled, concurrency=1) as engine:
+        assert await real_time.result(engine, await engine.trigger(flow)) == 8
+
+
+async def test_a_second_retry_from_before_the_call_makes_another_child_and_waits_for_that_one(backend: Backend) -> None:
+    broken = True
+
+    @workflow
+    async def flow(ctx: Context) -> str:
+        child = await ctx.start("child", asks)
+        await ctx.step("after", asyncio.sleep, 0)
+        answer = await child.result()
+        if broken:
+            raise ValueError("no")
+        return answer
+
+    async with backend.engine(flow, asks, concurrency=1) as engine:
+        handle = await engine.trigger(flow)
+        await backend.until(engine, handle.run_id, State.WAITING)
+        [first] = await children(engine, handle.run_id)
+        await engine.signal(first, "answer", "first")
+        for step in ("after", "child"):
+            await backend.ended(engine, handle)
+            await engine.retry(handle.run_id, from_step=step)
+        await backend.until(engine, handle.run_id, State.WAITING)
+        broken = False
+        [second] = set(await children(engine, handle.run_id)) - {first}
+        await engine.signal(second, "answer", "second")
+        assert await backend.result(engine, handle) == "second"
+
+
+async def test_P34_a_parent_that_looks_for_a_child_that_was_retried_too_leaves_it_the_slot(backend: Backend) -> None:
+    broken = True
+
+    @workflow
+    async def child(ctx: Context) -> str:
+        if broken:
+            raise ValueError("no")
+        return "mended"
+
+    @workflow
+    async def flow(ctx: Context) -> str:
+        started = await ctx.start("child", child)
+        await ctx.step("after", asyncio.sleep, 0)
+        return await started.result()
+
+    async with backend.engine(flow, child) as engine:
+        handle = await engine.trigger(flow)
+        with pytest.raises(RunFailed):
+            await backend.result(engine, handle)
+        [made] = await children(engine, handle.run_id)
+    broken = False
+    async with backend.engine(flow, child).client() as client:  # the parent first: it is claimed first
+        await client.retry(handle.run_id, from_step="after")
+        await client.retry(made)
+    async with backend.engine(flow, child, concurrency=1) as engine:
+        assert await backend.result(engine, await engine.handle(flow, run_id=handle.run_id)) == "mended"

@@ -501,3 +501,23 @@ async def test_a_recorded_step_whose_compensation_the_code_does_not_reach_any_mo
     assert raised.value.failure.undone == ("charge",)
     assert raised.value.failure.not_undone == ("reserve",)
     assert ledger.made == ["reserve", "charge", "undo charge"]
+
+
+async def test_a_result_that_can_neither_be_stored_nor_undone_fails_a_run_that_has_nothing_else_to_undo(
+    backend: Backend,
+) -> None:
+    def odd() -> Any:
+        return object()
+
+    async def undo(value: Any) -> None:
+        raise ConnectionError("gone")
+
+    @workflow
+    async def flow(ctx: Context) -> None:
+        await ctx.step("odd", odd, compensate=undo)
+
+    async with backend.engine(flow) as engine:
+        handle = await engine.trigger(flow)
+        with pytest.raises(RunFailed, match="odd") as raised:
+            await backend.result(engine, handle)
+    assert raised.value.failure.not_undone == ("odd",)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from durable import Context, InvalidArgument, RunFailed, State, Workflow, current_step, workflow
+from durable.replay import SETTLE
+from durable.store import Store
 from tests.engine.backends import SOON, Backend
+from tests.engine.wrapped import Between
 
 
 class Bank:
@@ -148,3 +152,55 @@ async def test_a_key_that_is_none_is_refused(backend: Backend) -> None:
         return "refused"
 
     assert await backend.run(flow) == "refused"
+
+
+class HoldsTheAnswer(Between):
+    """Answers who makes an effect only when it is let go."""
+
+    def __init__(self, inner: Store) -> None:
+        super().__init__(inner)
+        self.asked, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def take_effect(self, *args: Any) -> Any:
+        self.asked.set()
+        await self.go_on.wait()
+        return await self._inner.take_effect(*args)
+
+
+async def test_a_run_is_not_parked_while_it_asks_who_makes_an_effect(real_time: Backend) -> None:
+    @workflow
+    async def flow(ctx: Context) -> list[Any]:
+        charge = ctx.step("charge", str, "receipt", idempotency_key="k")
+        return list(await asyncio.gather(ctx.wait_for("answer", int), charge))
+
+    store = HoldsTheAnswer(real_time.store())
+    async with real_time.engine(flow, store=store.store, linger=0) as engine:
+        handle = await engine.trigger(flow)
+        await store.asked.wait()
+        for _ in range(10 * SETTLE):  # more often than a run rests before it is parked
+            await asyncio.sleep(0)
+        assert await handle.status() is State.RUNNING
+        store.go_on.set()
+        await real_time.until(engine, handle.run_id, State.WAITING)
+        assert "charge" in [entry.name for entry in await engine.timeline(handle.run_id)]
+        await engine.signal(handle.run_id, "answer", 1)
+        assert await real_time.result(engine, handle) == [1, "receipt"]
+
+
+async def test_a_run_that_is_parked_asks_when_it_goes_on(real_time: Backend) -> None:
+    parked = asyncio.Event()
+
+    @workflow
+    async def flow(ctx: Context) -> list[Any]:
+        async def later() -> str:
+            await parked.wait()
+            return await ctx.step("charge", str, "receipt", idempotency_key="k")
+
+        return list(await asyncio.gather(ctx.wait_for("answer", int), later()))
+
+    async with real_time.engine(flow, linger=SOON) as engine:
+        handle = await engine.trigger(flow)
+        await real_time.until(engine, handle.run_id, State.WAITING)
+        parked.set()
+        await engine.signal(handle.run_id, "answer", 1)
+        assert await real_time.result(engine, handle) == [1, "receipt"]

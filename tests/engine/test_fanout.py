@@ -13,6 +13,7 @@ from durable import (
     Context,
     InvalidArgument,
     NondeterminismError,
+    Retry,
     RunFailed,
     State,
     StepFailed,
@@ -268,3 +269,121 @@ async def test_a_name_that_would_read_as_a_remark_is_refused_in_a_branch(backend
         return "refused"
 
     assert await backend.run(flow) == "refused"
+
+
+# -- what has failed is made anew -----------------------------------------------------------------
+
+
+class FailsOnce:
+    """An item, or a child, that fails the first time for the item 1."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def __call__(self, number: int) -> int:
+        self.calls.append(number)
+        if number == 1 and self.calls.count(1) == 1:
+            raise ValueError("the first time")
+        return 2 * number
+
+
+@pytest.mark.parametrize("what", ["steps", "children", "calls"])
+@pytest.mark.parametrize("again", ["run attempt", "operator"])
+async def test_P28_a_failed_item_or_child_is_made_anew_and_the_others_are_kept(
+    backend: Backend, what: str, again: str
+) -> None:
+    once = FailsOnce()
+
+    @workflow
+    async def child(ctx: Context, number: int) -> int:
+        return once(number)
+
+    @workflow(retry=Retry(2, initial_delay=0.01) if again == "run attempt" else None)
+    async def flow(ctx: Context) -> list[int]:
+        if what == "calls":
+            return [await ctx.call("call", child, number) for number in range(3)]
+        if what == "children":
+            return await ctx.map("children", child, range(3), concurrency=1)
+        return await ctx.map("steps", once.__call__, range(3), concurrency=1)
+
+    async with backend.engine(flow, child) as engine:
+        handle = await engine.trigger(flow)
+        if again == "operator":
+            with pytest.raises(RunFailed):
+                await backend.result(engine, handle)
+            await engine.retry(handle.run_id)
+        assert await backend.result(engine, handle) == [0, 2, 4]
+    assert once.calls == [0, 1, 1, 2]
+
+
+async def test_P28_an_item_that_was_undone_is_made_anew_by_an_operators_retry(backend: Backend) -> None:
+    shop, broken = Shop(), True
+
+    def undo(doubled: int) -> None:
+        if doubled == 2:  # so that the run fails, and may be retried
+            raise ConnectionError("gone")
+        shop.undo(doubled)
+
+    @workflow
+    async def flow(ctx: Context) -> list[int]:
+        found = await ctx.map("double", shop.double, [1, 2], compensate=undo, concurrency=1)
+        if broken:
+            raise ValueError("undo it")
+        return found
+
+    async with backend.engine(flow) as engine:
+        handle = await engine.trigger(flow)
+        with pytest.raises(RunFailed):
+            await backend.result(engine, handle)
+        assert shop.undone == [4]
+        broken = False
+        await engine.retry(handle.run_id)
+        assert await backend.result(engine, handle) == [2, 4]
+    assert shop.calls == [1, 2, 2]
+
+
+async def test_an_items_result_that_can_neither_be_stored_nor_undone_is_listed_also_after_a_replay(
+    backend: Backend,
+) -> None:
+    def odd(_: int) -> Any:
+        return object()
+
+    def fails(_: Any) -> None:
+        raise ConnectionError("gone")
+
+    @workflow
+    async def flow(ctx: Context) -> None:
+        await ctx.map("odd", odd, [1], compensate=fails, on_error="collect")
+        await ctx.sleep("on", 0.02)
+        raise ValueError("no")
+
+    async with backend.engine(flow, linger=0) as engine:
+        with pytest.raises(RunFailed, match="no") as raised:
+            await backend.result(engine, await engine.trigger(flow))
+    assert raised.value.failure.not_undone == ("odd[0]",)
+
+
+@pytest.mark.parametrize("change", ["children instead of steps", "failures are collected now"])
+async def test_P18_a_fan_out_that_does_not_fit_its_items_pauses_the_run(backend: Backend, change: str) -> None:
+    changed = False
+
+    @workflow
+    async def flow(ctx: Context) -> str:
+        if change == "children instead of steps":
+            await ctx.map("double", child if changed else Shop().double, [1, 2, 3])
+        elif changed:
+            await ctx.map("double", Shop().double, [-1, 2, 3], on_error="collect", concurrency=1)
+        else:
+            with pytest.raises(StepFailed):
+                await ctx.map("double", Shop().double, [-1, 2, 3], concurrency=1)
+        await ctx.wait_for("go on")
+        return "done"
+
+    async with backend.engine(flow, child, linger=0) as engine:
+        handle = await engine.trigger(flow)
+        await backend.until(engine, handle.run_id, State.WAITING)
+        changed = True
+        await engine.signal(handle.run_id, "go on")
+        run = await backend.until(engine, handle.run_id, State.PAUSED)
+        assert NondeterminismError.__name__ in (run.reason or "")
+        assert "'double'" in (run.reason or "")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from pydantic import AfterValidator
 
 from durable import (
     Context,
@@ -441,3 +442,83 @@ async def test_a_failed_run_keeps_its_signals_for_an_operators_retry(backend: Ba
         broken = False
         await engine.retry(handle.run_id)
         assert await backend.result(engine, handle) == 5
+
+
+async def test_P32_waits_that_are_cancelled_put_their_signals_back_in_the_order_of_arrival(backend: Backend) -> None:
+    @workflow
+    async def flow(ctx: Context) -> list[int]:
+        waits = [asyncio.create_task(ctx.wait_for_any(f"wait {n}", {"answer": int})) for n in range(3)]
+        for _ in range(3):  # less than it takes until the first one gets what it has taken
+            await asyncio.sleep(0)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.wait(waits)
+        return [await ctx.wait_for("answer", int) for _ in waits]
+
+    async with backend.engine(flow).client() as client:
+        handle = await client.trigger(flow)
+        for number in range(3):
+            await client.signal(handle.run_id, "answer", number)
+    async with backend.engine(flow) as engine:
+        assert await backend.result(engine, await engine.handle(flow, run_id=handle.run_id)) == [0, 1, 2]
+
+
+async def test_P32_a_wait_that_is_unwound_leaves_its_signal_to_the_next_pass_and_not_to_another_wait(
+    backend: Backend,
+) -> None:
+    taken = asyncio.Event()
+
+    def takes(number: int) -> int:
+        taken.set()
+        return number
+
+    @workflow
+    async def flow(ctx: Context) -> list[Any]:
+        async def number() -> int:
+            _, got = await ctx.wait_for_any("number", {"answer": Annotated[int, AfterValidator(takes)]})
+            return int(got)
+
+        async def text() -> str:
+            await ctx.step("after the other", asyncio.sleep, 0)
+            _, got = await ctx.wait_for_any("text", {"answer": str})
+            return str(got)
+
+        return list(await asyncio.gather(number(), text()))
+
+    engine = backend.engine(flow, drain_timeout=0)
+    await engine.start()
+    handle = await engine.trigger(flow)
+    await waiting(backend, engine, handle.run_id)
+    await engine.signal(handle.run_id, "answer", 7)
+    await taken.wait()
+    await engine.stop()
+    async with backend.engine(flow) as engine:
+        await engine.signal(handle.run_id, "answer", "seven")
+        assert await backend.result(engine, await engine.handle(flow, run_id=handle.run_id)) == [7, "seven"]
+        assert "signal refused" not in [entry.kind for entry in await engine.timeline(handle.run_id)]
+
+
+async def test_an_operators_retry_from_within_a_wait_for_an_event_waits_for_the_next_one(backend: Backend) -> None:
+    broken = True
+
+    @workflow
+    async def flow(ctx: Context) -> int:
+        price = asyncio.create_task(ctx.wait_for_event("price", int))
+        await asyncio.sleep(0)
+        await ctx.step("after the call", asyncio.sleep, 0)
+        value = await price
+        if broken:
+            raise ValueError("no")
+        return value
+
+    async with backend.engine(flow) as engine:
+        handle = await engine.trigger(flow)
+        await waiting(backend, engine, handle.run_id)
+        await engine.publish("price", 1)
+        with pytest.raises(RunFailed):
+            await backend.result(engine, handle)
+        broken = False
+        await engine.retry(handle.run_id, from_step="after the call")
+        await waiting(backend, engine, handle.run_id)
+        await engine.publish("price", 2)
+        assert await backend.result(engine, handle) == 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,15 @@ from durable import (
     State,
     WorkerOptions,
     Workflow,
+    current_step,
     workflow,
 )
+from durable.store import Store
 from durable.stores.postgres import PostgresStore
 from durable.stores.sqlite import SQLiteStore
 from durable.testing import MemoryStore
-from tests.engine.backends import SOON
+from tests.engine.backends import SOON, Passes
+from tests.engine.wrapped import Between
 
 
 class Books:
@@ -51,8 +56,9 @@ class Books:
             return SQLiteStore(self.url)
         return PostgresStore(self.url, schema=self.schema)
 
-    def engine(self, *workflows: Workflow[Any, Any]) -> Engine:
-        return Engine(self.store(), workflows=workflows, worker=WorkerOptions(drain_timeout=1))
+    def engine(self, *workflows: Workflow[Any, Any], store: Store | None = None, linger: float = 1.0) -> Engine:
+        options = WorkerOptions(drain_timeout=1, linger=linger)
+        return Engine(store or self.store(), workflows=workflows, worker=options)
 
     @property
     def entries(self) -> list[str]:
@@ -190,6 +196,88 @@ async def test_transactions_beside_each_other_are_delivered_in_the_order_of_thei
     assert sorted(order) == list("abcd")
     assert books.entries == list("abcd")
     assert len(set(seqs.values())) == len(seqs) == 8
+
+
+class HoldsTheCommit(Between):
+    """Lets a transaction commit some time after its record was drafted."""
+
+    def __init__(self, inner: Store, seconds: float) -> None:
+        super().__init__(inner)
+        self._seconds = seconds
+
+    async def transact(self, worker: str, work: Any, on_loop: bool, write: Any) -> Any:
+        async def held(raw: Any) -> Any:
+            planned = await write(raw)
+            await asyncio.sleep(self._seconds)
+            return planned
+
+        return await self._inner.transact(worker, work, on_loop, held)
+
+
+async def test_a_timeout_that_passes_while_it_commits_does_not_count(books: Books) -> None:
+    @workflow
+    async def flow(ctx: Context) -> str:
+        return await ctx.transaction("book", books.write_async, "a", timeout=0.05, retry=2)
+
+    async with books.engine(flow, store=HoldsTheCommit(books.store(), 0.15).store) as engine:
+        handle = await engine.trigger(flow)
+        assert await handle.result(SOON) == "a"
+        kinds = [entry.kind for entry in await engine.timeline(handle.run_id)]
+    assert "retrying" not in kinds
+    assert books.entries == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["on the loop", "in a thread"])
+async def test_a_function_that_is_late_leaves_nothing(books: Books, kind: str) -> None:
+    tries = 0
+
+    async def slow(connection: Any) -> str:
+        nonlocal tries
+        tries += 1
+        await books.write_async(connection, f"try {tries}")
+        if tries == 1:
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        return f"try {tries}"
+
+    def slow_in_thread(connection: Any) -> str:
+        nonlocal tries
+        tries += 1
+        books.write(connection, f"try {tries}")
+        while tries == 1 and not current_step().cancelled:
+            time.sleep(0.001)
+        return f"try {tries}"
+
+    @workflow
+    async def flow(ctx: Context) -> str:
+        function: Any = slow if kind == "on the loop" else slow_in_thread
+        return await ctx.transaction("book", function, timeout=0.1, retry=2)
+
+    async with books.engine(flow) as engine:
+        assert await (await engine.trigger(flow)).result(SOON) == "try 2"
+    assert books.entries == ["try 2"]
+
+
+@pytest.mark.parametrize("cancels", [1, 2])
+async def test_P53_a_cancellation_while_it_commits_comes_too_late_on_every_pass(books: Books, cancels: int) -> None:
+    """The record is there: a replay returns the result, and so does the first pass."""
+    passes = Passes()
+
+    @workflow
+    async def flow(ctx: Context) -> str:
+        note = passes.begin()
+        try:
+            async with asyncio.timeout(0.05), asyncio.timeout(0.08 if cancels == 2 else None):
+                note(await ctx.transaction("book", books.write_async, "a"))
+        except TimeoutError:
+            note("timed out")
+        await ctx.sleep("on", 0.02)
+        return await ctx.step("after", str, "done")
+
+    async with books.engine(flow, store=HoldsTheCommit(books.store(), 0.15).store, linger=0) as engine:
+        assert await (await engine.trigger(flow)).result(SOON) == "done"
+    assert passes.agree() == ["a"]
+    assert books.entries == ["a"]
 
 
 async def test_memory_has_no_transaction_to_offer() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from durable import Context, Retry, workflow
+from durable import Context, Retry, State, workflow
 from tests.engine.backends import SOON, Backend, Listener
 from tests.engine.test_replay import EVICT
 
@@ -177,3 +177,32 @@ async def test_a_stopped_engine_gives_back_what_executes_and_consumes_no_attempt
         ("first", 1),
         ("slow", 1),
     ]
+
+
+async def test_a_run_that_is_to_be_paused_while_the_worker_stops_leaves_once_and_paused(backend: Backend) -> None:
+    unwinding, stopping = asyncio.Event(), asyncio.Event()
+
+    async def fails() -> None:
+        raise ConnectionError("for the operator to look at")
+
+    async def slowly() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            unwinding.set()
+            await stopping.wait()
+
+    @workflow
+    async def flow(ctx: Context) -> None:
+        slow = ctx.step("slow", slowly)
+        await asyncio.gather(slow, ctx.step("fails", fails, retry=Retry(1, on_exhausted="pause")))
+
+    engine = backend.engine(flow, drain_timeout=0)
+    await engine.start()
+    handle = await engine.trigger(flow)
+    await unwinding.wait()
+    stop = asyncio.create_task(engine.stop())
+    asyncio.get_running_loop().call_later(0.1, stopping.set)
+    await stop
+    async with backend.engine(flow).client() as client:
+        assert (await client.get_run(handle.run_id)).state is State.PAUSED
