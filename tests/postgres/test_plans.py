@@ -23,8 +23,10 @@ from durable.testing.conformance.harness import Worker, create, new_run, record
 from tests.postgres.conftest import Postgres
 
 ROWS = 50_000
-LARGE = {"runs", "history", "keys", "places", "freed", "blocked", "limit_keys", "turns", "turn_keys", "debounces"}
-LARGE |= {"signals", "wakes", "events", "awaited", "emits", "effects", "schedules", "ticks"}
+LARGE = {
+    *("runs", "history", "keys", "places", "freed", "blocked", "limit_keys", "turns", "turn_keys", "debounces"),
+    *("signals", "wakes", "events", "awaited", "emits", "effects", "schedules", "ticks"),
+}
 TABLES = (*sorted(LARGE), "passed", "stirred", "claims", "requests", "workers", "routes")
 HOT = [
     "commit_writes",

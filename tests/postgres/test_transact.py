@@ -39,7 +39,7 @@ class Ledger:
 
     def __init__(self, postgres: Postgres, worker: Worker, run: ClaimedRun) -> None:
         self.postgres, self.worker, self.run = postgres, worker, run
-        self.store = worker.store
+        self.store: Store = worker.store
         self.table = f"ledger_{postgres.schema}"
         postgres.sql.execute(f"CREATE TABLE {self.table} (n integer PRIMARY KEY)".encode())
         self.seq = 0

@@ -56,10 +56,10 @@ from durable.stores.postgres import (
     pruning,
     requesting,
     rows,
-    signals,
     transactions,
     turns,
 )
+from durable.stores.postgres import signals as signalling
 from durable.stores.postgres import writes as flushing
 from durable.stores.postgres.connections import REPEATS, Server
 from durable.stores.postgres.foreign import OnPostgresConnection
@@ -300,16 +300,16 @@ class PostgresStore(Schedules):
                 continue
             if limited:
                 runs, ready = limited.answer(answers, limit, now, ready)
-            again = await events.after_claim(self._use, SHARD, now, signals.Drained(*drained), stirred)
+            again = await events.after_claim(self._use, SHARD, now, signalling.Drained(*drained), stirred)
             if again is not None:
                 ready = again if ready is None else min(ready, again)
-            taken = rows.claimed(runs, histories, signals.by_run(inboxes), self._routes.by_number, worker, warm)
+            taken = rows.claimed(runs, histories, signalling.by_run(inboxes), self._routes.by_number, worker, warm)
             return Claimed(taken, ready, rows.requests(requested), signalled)
         raise StoreUnavailable("claim: the limits of queues change all the time")
 
     async def unread(self, worker: str, run_ids: Sequence[str]) -> Mapping[str, Unread]:
         known = literals.known(run_ids)
-        return await signals.unread(self._use, SHARD, worker, known) if known else {}
+        return await signalling.unread(self._use, SHARD, worker, known) if known else {}
 
     async def owned(self, worker: str) -> list[RunRef]:
         return [RunRef(*row) for row in await self._use.read("owned", worker)]
@@ -320,7 +320,7 @@ class PostgresStore(Schedules):
         calls = [self._call("commit_writes", *flushing.parameters(worker, writes))]
         asking: list[Call] = []
         if any(write.also is not None or write.ref.linked for write in writes):
-            asking = signals.lost(self._use, worker, writes)
+            asking = signalling.lost(self._use, worker, writes)
             calls += [*asking, *await self._beside(worker, writes)]
         if again := [write for write in writes if write.change is not None and write.change.drop_failed]:
             calls.append(await self._set_aside(again))
@@ -339,12 +339,12 @@ class PostgresStore(Schedules):
         new = [Route(run.workflow, run.version, run.queue) for w in writes if w.also for run in w.also.children]
         routes = await self._routes.numbers(self._use, new)
         return [
-            *signals.children(self._use, worker, writes, routes),
-            *signals.consumed(self._use, worker, writes),
+            *signalling.children(self._use, worker, writes, routes),
+            *signalling.consumed(self._use, worker, writes),
             *events.awaited(self._use, worker, writes),
             *events.emitted(self._use, writes),
             *effects.ended(self._use, worker, writes),
-            *signals.ends(self._use, writes),
+            *signalling.ends(self._use, writes),
             *effects.freed(self._use, writes),
         ]
 
@@ -418,10 +418,10 @@ class PostgresStore(Schedules):
 
     async def create_with_signal(self, run: NewRun, signal: NewSignal) -> tuple[Created, Sent]:
         routes = await self._routes.numbers(self._use, [Route(run.workflow, run.version, run.queue)])
-        return await signals.create_with(self._use, run, signal, routes)
+        return await signalling.create_with(self._use, run, signal, routes)
 
-    async def send_signals(self, new: Sequence[NewSignal]) -> list[Sent]:
-        return await signals.send(self._use, new)
+    async def send_signals(self, signals: Sequence[NewSignal]) -> list[Sent]:
+        return await signalling.send(self._use, signals)
 
     async def publish(self, new: Sequence[Published]) -> None:
         await events.publish(self._use, SHARD, new)
