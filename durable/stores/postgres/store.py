@@ -49,7 +49,6 @@ from durable.store import Clock, Hint, Route
 from durable.stores.postgres import (
     creating,
     effects,
-    events,
     foreign,
     literals,
     migrating,
@@ -59,6 +58,7 @@ from durable.stores.postgres import (
     transactions,
     turns,
 )
+from durable.stores.postgres import events as publishing
 from durable.stores.postgres import signals as signalling
 from durable.stores.postgres import writes as flushing
 from durable.stores.postgres.connections import REPEATS, Server
@@ -300,7 +300,7 @@ class PostgresStore(Schedules):
                 continue
             if limited:
                 runs, ready = limited.answer(answers, limit, now, ready)
-            again = await events.after_claim(self._use, SHARD, now, signalling.Drained(*drained), stirred)
+            again = await publishing.after_claim(self._use, SHARD, now, signalling.Drained(*drained), stirred)
             if again is not None:
                 ready = again if ready is None else min(ready, again)
             taken = rows.claimed(runs, histories, signalling.by_run(inboxes), self._routes.by_number, worker, warm)
@@ -341,8 +341,8 @@ class PostgresStore(Schedules):
         return [
             *signalling.children(self._use, worker, writes, routes),
             *signalling.consumed(self._use, worker, writes),
-            *events.awaited(self._use, worker, writes),
-            *events.emitted(self._use, writes),
+            *publishing.awaited(self._use, worker, writes),
+            *publishing.emitted(self._use, writes),
             *effects.ended(self._use, worker, writes),
             *signalling.ends(self._use, writes),
             *effects.freed(self._use, writes),
@@ -423,11 +423,11 @@ class PostgresStore(Schedules):
     async def send_signals(self, signals: Sequence[NewSignal]) -> list[Sent]:
         return await signalling.send(self._use, signals)
 
-    async def publish(self, new: Sequence[Published]) -> None:
-        await events.publish(self._use, SHARD, new)
+    async def publish(self, events: Sequence[Published]) -> None:
+        await publishing.publish(self._use, SHARD, events)
 
     async def emitted(self, after: str | None, limit: int) -> list[Emitted]:
-        return await events.log(self._use, SHARD, after, limit)
+        return await publishing.log(self._use, SHARD, after, limit)
 
     async def put_queues(self, queues: Sequence[Queue]) -> None:
         await self._limits.put(self._use, queues)
