@@ -453,7 +453,8 @@ async def test_P32_waits_that_are_cancelled_put_their_signals_back_in_the_order_
         for wait in waits:
             wait.cancel()
         await asyncio.wait(waits)
-        return [await ctx.wait_for("answer", int) for _ in waits]
+        got = [wait.result()[1] for wait in waits if not wait.cancelled()]
+        return got + [await ctx.wait_for("answer", int) for _ in waits[len(got) :]]
 
     async with backend.engine(flow).client() as client:
         handle = await client.trigger(flow)

@@ -22,7 +22,7 @@ _ROOT = Path(__file__).resolve().parents[2]
         ("approval", "Outcome(paid=True, said_by=['Bob', 'Cleo'])"),
         ("fulfilment", "parcel with tea"),
         ("agent", "Booked, after 4 lines of talk."),
-        ("onboarding", "refused: the document is forged"),
+        ("onboarding", "refused: step 'read document' failed after 1 attempt: Rejected: the document is forged"),
         ("rhythm", "week 2026-03-23 to 2026-03-30: 3 shops, 840 EUR"),
     ],
 )
