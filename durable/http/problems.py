@@ -1,0 +1,143 @@
+"""Problem details (RFC 9457): what every error of the HTTP runtime looks like, and which error is which problem.
+
+A problem says what the client can do; it never carries a traceback, a statement or a password.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from durable import errors
+
+_log = logging.getLogger("durable.http")
+
+MEDIA_TYPE = "application/problem+json"
+
+_URN = "urn:durable:problem:"
+
+_RETRY_AFTER = "1"
+"""Seconds after which a client may ask again when the store was away."""
+
+
+class ProblemDetails(BaseModel):
+    """RFC 9457."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": f"{_URN}run-not-found",
+                    "title": "Not Found",
+                    "status": 404,
+                    "detail": "no run has the id 0198c5d2-7d2c-7b1e-8a53-5d4f6c1b2a90",
+                }
+            ]
+        },
+    )
+
+    type: str = Field(description="Which problem it is; stable, for programs.")
+    title: str = Field(description="The meaning of the status.")
+    status: int
+    detail: str = Field(description="What was wrong with this request, for people.")
+
+
+class Problem(Exception):
+    """Raised by a route or dependency to be answered as problem details.
+
+    Args:
+        status: The HTTP status.
+        slug: Which problem it is, such as ``run-not-found``.
+        detail: What was wrong with this request.
+        headers: Further headers of the answer.
+        extra: Further members of the problem.
+    """
+
+    def __init__(
+        self, status: int, slug: str, detail: str, *, headers: Mapping[str, str] | None = None, **extra: Any
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.slug = slug
+        self.detail = detail
+        self.headers = headers
+        self.extra = extra
+
+    def response(self) -> JSONResponse:
+        """The answer."""
+        return problem(self.status, self.slug, self.detail, headers=self.headers, **self.extra)
+
+
+def problem(
+    status: int, slug: str, detail: str, *, headers: Mapping[str, str] | None = None, **extra: Any
+) -> JSONResponse:
+    """An answer with problem details; an ASGI application as well, for middleware. See ``Problem``."""
+    content = {"type": _URN + slug, "title": HTTPStatus(status).phrase, "status": status, "detail": detail, **extra}
+    return JSONResponse(content, status, dict(headers or {}), MEDIA_TYPE)
+
+
+_STATUS: tuple[tuple[type[errors.DurableError], int, str], ...] = (
+    (errors.RunNotFound, 404, "run-not-found"),
+    (errors.ScheduleNotFound, 404, "schedule-not-found"),
+    (errors.UnknownWorkflow, 404, "unknown-workflow"),
+    (errors.KeyConflict, 409, "key-conflict"),
+    (errors.ConcurrencyConflict, 409, "concurrency-conflict"),
+    (errors.RunFinished, 409, "state-conflict"),
+    (errors.PayloadTooLarge, 413, "payload-too-large"),
+    (errors.PayloadError, 422, "invalid-payload"),
+    (errors.InvalidArgument, 422, "invalid-argument"),
+    (errors.StoreUnavailable, 503, "store-unavailable"),
+    (errors.ConfigurationError, 503, "not-ready"),
+)
+"""The first that fits."""
+
+
+def problem_of(error: errors.DurableError) -> JSONResponse:
+    """The answer to an error of the engine."""
+    for kind, status, slug in _STATUS:
+        if isinstance(error, kind):
+            extra = (
+                {"run_id": error.run_id} if isinstance(error, errors.KeyConflict | errors.ConcurrencyConflict) else {}
+            )
+            headers = {"Retry-After": _RETRY_AFTER} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+            return problem(status, slug, errors.without_password(str(error)), headers=headers, **extra)
+    _log.error("an error that has no problem of its own", exc_info=error)
+    return problem(500, "internal", "an error that the server has logged")
+
+
+def install(app: FastAPI) -> None:
+    """Have ``app`` answer every error as problem details."""
+
+    @app.exception_handler(Problem)
+    async def on_problem(_: Request, error: Problem) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(errors.DurableError)
+    async def on_durable_error(_: Request, error: errors.DurableError) -> JSONResponse:
+        return problem_of(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        found = [{"where": ".".join(str(part) for part in one["loc"]), "message": one["msg"]} for one in error.errors()]
+        if any(one["type"] == "json_invalid" for one in error.errors()):
+            return problem(400, "malformed-json", "the body is not JSON", errors=found)
+        return problem(422, "invalid-request", "; ".join(f"{e['where']}: {e['message']}" for e in found), errors=found)
+
+    @app.exception_handler(HTTPException)
+    async def on_http(_: Request, error: HTTPException) -> JSONResponse:
+        slug = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
+        return problem(error.status_code, slug, str(error.detail), headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def on_error(_: Request, error: Exception) -> JSONResponse:
+        _log.error("an error in the HTTP runtime", exc_info=error)
+        return problem(500, "internal", "an error that the server has logged")

@@ -1,0 +1,1 @@
+"""The routes of the HTTP runtime, by what they are about."""
