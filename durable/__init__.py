@@ -39,9 +39,11 @@ from durable.errors import (
 from durable.handle import RunHandle
 from durable.hooks import HookEvent
 from durable.messenger import EmittedEvent
+from durable.meter import Meter
 from durable.model import Debounce, Failure, Policy, Queue, Rate, Request, Run, RunSummary, State, TimelineEntry
 from durable.newruns import TriggerOptions
 from durable.options import WorkerOptions
+from durable.reports import Census, Depth, Finding, NewToken, OpenWait, Scope, Token, WorkerInfo
 from durable.retry import Retry
 from durable.schedules import CatchUp, Overlap, Schedule, ScheduleSpec, Skip, Tick
 from durable.steps import CurrentStep, current_step
@@ -52,6 +54,7 @@ from durable.workflow import Workflow, workflow
 __all__ = [
     "AmbiguousName",
     "CatchUp",
+    "Census",
     "ChildFailed",
     "ChildHandle",
     "ConcurrencyConflict",
@@ -59,16 +62,21 @@ __all__ = [
     "Context",
     "CurrentStep",
     "Debounce",
+    "Depth",
     "DurableError",
     "EmittedEvent",
     "Engine",
     "Failure",
+    "Finding",
     "HookEvent",
     "InvalidArgument",
     "KeyConflict",
+    "Meter",
+    "NewToken",
     "NonRetryable",
     "NondeterminismError",
     "NotSerializable",
+    "OpenWait",
     "Overlap",
     "Page",
     "PayloadError",
@@ -96,6 +104,7 @@ __all__ = [
     "ScheduleSpec",
     "SchemaOutdated",
     "SchemaTooNew",
+    "Scope",
     "Skip",
     "State",
     "StepFailed",
@@ -105,9 +114,11 @@ __all__ = [
     "SyncRunHandle",
     "Tick",
     "TimelineEntry",
+    "Token",
     "TriggerOptions",
     "UnknownWorkflow",
     "WaitTimeout",
+    "WorkerInfo",
     "WorkerOptions",
     "Workflow",
     "WorkflowError",

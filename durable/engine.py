@@ -17,8 +17,10 @@ from durable.calendar import Undeclared
 from durable.collector import sparing_collector
 from durable.durations import seconds
 from durable.errors import InvalidArgument, SchemaOutdated, SchemaTooNew
-from durable.model import Failure, Queue
-from durable.operator import Operator, check_queues
+from durable.inspector import Inspector
+from durable.meter import Meter
+from durable.model import Failure, Queue, State
+from durable.operator import check_queues
 from durable.options import WorkerOptions
 from durable.scheduler import Scheduler
 from durable.sql import check_schema
@@ -38,7 +40,7 @@ _GOODBYE = 0.1
 """Seconds that a worker's main grants to tasks that are still there when the engine has stopped; part of P03's one."""
 
 
-class Engine(Operator):
+class Engine(Inspector):
     """Runs workflows on a store. Constructing it does no I/O; several may live in one process.
 
     Args:
@@ -95,6 +97,7 @@ class Engine(Operator):
         self._worker: Worker | None = None
         self._scheduler: Scheduler | None = None
         self._sync: SyncClient | None = None
+        self._meter: Meter | None = None
 
     @property
     def sync(self) -> SyncClient:
@@ -110,6 +113,36 @@ class Engine(Operator):
         """A client of the same store and workflows for another event loop."""
         known = self._workflows.values()
         return Engine(self._store.twin(), workflows=known, auto_migrate=self._auto_migrate).client()
+
+    @property
+    def meter(self) -> Meter | None:
+        """Who measures claims, commits, renewals and steps of this engine's worker; None, the default, costs nothing.
+
+        It is set before the start.
+        """
+        return self._meter
+
+    @meter.setter
+    def meter(self, meter: Meter | None) -> None:
+        if self._connected:
+            raise InvalidArgument("meter is set before the engine starts")
+        self._meter = meter
+
+    async def tick(self, run_id: str) -> State:
+        """Advance one run in this process: whatever of it is ready executes, until it rests.
+
+        The workflow has to be registered here. The engine needs no worker for it, and one that it has is not involved.
+
+        Returns:
+            The run's state: ended, parked (``sleeping``, ``waiting``), ``paused``; or as it is when nothing of it was
+            ready, or another worker holds it.
+
+        Raises:
+            RunNotFound: There is no such run.
+            UnknownWorkflow: The engine does not have the run's workflow in its version.
+            StoreUnavailable: The store does not answer.
+        """
+        raise NotImplementedError
 
     # -- lifetime ---------------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ from durable.model import (
     State,
     Unread,
 )
+from durable.oversight import Oversight
 from durable.timetable import Timetable
 
 EFFECT_TOPIC = "/effect"
@@ -105,7 +106,7 @@ class OnConnection(Protocol):
         ...
 
 
-class Store(Timetable, Protocol):
+class Store(Timetable, Oversight, Protocol):
     """One backend. An instance belongs to the event loop that opened it."""
 
     @property

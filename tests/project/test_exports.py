@@ -12,6 +12,7 @@ from typing import Any
 import durable
 import durable.testing
 from durable import errors
+from durable.oversight import Oversight
 from durable.store import Clock
 from durable.timetable import Timetable
 
@@ -33,6 +34,8 @@ PUBLIC = {
     ),
     # schedules
     *("Schedule", "ScheduleSpec", "ScheduleOptions", "Overlap", "CatchUp", "Skip", "Tick", "ScheduleNotFound"),
+    # looking after the system
+    *("Census", "Depth", "Finding", "Meter", "NewToken", "OpenWait", "Scope", "Token", "WorkerInfo"),
     # inside a step
     *("current_step", "CurrentStep"),
     # errors
@@ -59,7 +62,7 @@ PUBLIC = {
     *("RunFailed", "RunCompensated", "RunDeadLettered", "RunCancelled", "NonRetryable", "RetryAfter"),
 }
 PUBLIC_FOR_TESTS = {"MemoryStore", "VirtualClock"}
-SEAM = {*vars(durable.Store), *vars(Timetable), *vars(Clock)}
+SEAM = {*vars(durable.Store), *vars(Timetable), *vars(Oversight), *vars(Clock)}
 
 
 def test_all_is_exactly_what_is_public() -> None:

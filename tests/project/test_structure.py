@@ -14,12 +14,12 @@ PACKAGE = ROOT / "durable"
 
 # A module may import from its own layer and from those above it in this list. A directory stands for what is in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "model", "schedules"),
+    ("errors", "model", "reports", "schedules"),
     (
         *("annotations", "codec", "cron", "durations", "exactness", "failures", "inbox", "names"),
-        *("replay", "requests", "retry", "scheduling", "states", "timeline"),
+        *("replay", "requests", "retry", "scheduling", "states", "timeline", "waits"),
     ),
-    ("clock", "collector", "ids", "sql", "store", "threads", "timetable"),
+    ("clock", "collector", "ids", "meter", "oversight", "sql", "store", "threads", "timetable"),
     ("stores",),
     (
         *(
@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("fanout", "heartbeat", "hooks", "host", "newruns", "operations", "options", "pruning", "pulse"),
         *("results", "scheduler", "stepping", "steps", "tasks", "transactions", "worker", "workflow"),
     ),
-    ("calendar", "cli", "client", "engine", "handle", "http", "messenger", "operator", "sync", "testing"),
+    ("calendar", "cli", "client", "engine", "handle", "http", "inspector", "messenger", "operator", "sync", "testing"),
 )
 PURE = LAYERS[1]
 IMPURE = {
