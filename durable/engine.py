@@ -115,6 +115,17 @@ class Engine(Inspector):
         return Engine(self._store.twin(), workflows=known, auto_migrate=self._auto_migrate).client()
 
     @property
+    def worker_options(self) -> WorkerOptions:
+        """How its worker works. It is set before the start."""
+        return self._options
+
+    @worker_options.setter
+    def worker_options(self, options: WorkerOptions) -> None:
+        if self._connected:
+            raise InvalidArgument("worker_options are set before the engine starts")
+        self._options = options
+
+    @property
     def meter(self) -> Meter | None:
         """Who measures claims, commits, renewals and steps of this engine's worker; None, the default, costs nothing.
 
@@ -194,18 +205,30 @@ class Engine(Inspector):
         finally:
             await self._disconnect()
 
-    def run(self) -> None:
+    def run(
+        self,
+        *,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+        started: Callable[[], None] | None = None,
+    ) -> None:
         """A worker's main: work until SIGTERM or SIGINT, drain, return. A second signal ends at once.
 
         While it works, Python's garbage collector looks less often, and not at what was there before (`gc.freeze`).
+
+        Args:
+            loop_factory: Makes the event loop: ``uvloop.new_event_loop``, for example.
+            started: Called once, when the worker is registered and begins to claim.
+
+        Raises:
+            ConfigurationError: It could not start; see ``start``.
         """
-        loop = asyncio.new_event_loop()
+        loop = loop_factory()
         try:
-            loop.run_until_complete(self._run())
+            loop.run_until_complete(self._run(started))
         finally:
             _close(loop)
 
-    async def _run(self) -> None:
+    async def _run(self, started: Callable[[], None] | None) -> None:
         loop, stopping = asyncio.get_running_loop(), asyncio.Event()
 
         def on_signal(number: int) -> None:
@@ -218,6 +241,8 @@ class Engine(Inspector):
             loop.add_signal_handler(number, on_signal, number)
         with sparing_collector():
             async with self:
+                if started is not None:
+                    started()
                 await stopping.wait()
 
     async def migrate(self) -> None:
@@ -232,6 +257,33 @@ class Engine(Inspector):
             await self._store.migrate()
         finally:
             await self._store.close()
+
+    async def schema_version(self) -> tuple[int, int]:
+        """The version of the schema in the database, 0 when there is none, and the one that this code needs.
+
+        The engine need not run; nothing is changed.
+
+        Raises:
+            StoreUnavailable: The database cannot be reached.
+        """
+        await self._store.open()
+        try:
+            return await self._store.schema_version(), self._store.latest_version
+        finally:
+            await self._store.close()
+
+    def migration_script(self, present: int = 0) -> str:
+        """SQL for the database's own shell that does what ``migrate`` does, in one transaction; no I/O.
+
+        Args:
+            present: The version of the schema in the database; 0: there is none.
+
+        Raises:
+            InvalidArgument: There is no such version.
+        """
+        if not 0 <= present <= self._store.latest_version:
+            raise InvalidArgument(f"there are versions 0 to {self._store.latest_version}, and not {present}")
+        return self._store.migration_script(present)
 
     async def _connect(self) -> None:
         if self._connected:

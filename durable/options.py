@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import timedelta
+from typing import Any
 
 from durable.durations import seconds
 from durable.errors import InvalidArgument
@@ -57,6 +58,10 @@ class WorkerOptions:
             raise InvalidArgument(f"lease must be at least {_LEASE_LEAST} s, not {self.lease:g}")
         if not self.poll_interval:
             raise InvalidArgument("poll_interval must be more than 0")
+
+    def replaced(self, **changes: Any) -> WorkerOptions:
+        """The same with some values changed, named and checked as those of the constructor."""
+        return WorkerOptions(**{**vars(self), **changes})
 
 
 def _queues(names: Iterable[str]) -> frozenset[str]:

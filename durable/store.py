@@ -154,6 +154,10 @@ class Store(Timetable, Oversight, Protocol):
         """
         ...
 
+    def migration_script(self, present: int) -> str:
+        """SQL for the database's shell that brings a schema of version ``present`` to ``latest_version``; no I/O."""
+        ...
+
     # -- workers ----------------------------------------------------------------------------------
 
     async def register(self, worker: str, lease: float) -> None:

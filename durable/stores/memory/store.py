@@ -76,6 +76,9 @@ class MemoryStore(Workers, Claims, Commits, Schedules, Requesting, Reading):
     async def migrate(self) -> None:
         return
 
+    def migration_script(self, present: int) -> str:  # noqa: ARG002  (the seam's signature)
+        return ""
+
     # -- a connection, which memory has not --------------------------------------------------------
 
     async def transact(

@@ -65,14 +65,33 @@ async def _apply(connection: AsyncConnection[Any], schema: str, missing: list[Mi
         await _run(connection, record, str(migration.version), migration.name)
 
 
+def script(schema: str, missing: list[Migration]) -> str:
+    """What ``migrate`` does, for psql: nothing of it when a part fails, or when others have done it meanwhile."""
+    if not missing:
+        return ""
+    lock = f"SELECT pg_advisory_xact_lock(hashtext('durable migrations'), hashtext('{schema}'));"
+    parts = ["\\set ON_ERROR_STOP on", "BEGIN ISOLATION LEVEL READ COMMITTED;", lock]
+    if missing[0].version == 1:
+        parts += [f'CREATE SCHEMA IF NOT EXISTS "{schema}";', f"{_table(schema)};"]
+    for migration in missing:
+        record = (
+            f"INSERT INTO \"{schema}\".migrations (version, name) VALUES ({migration.version}, '{migration.name}');"  # noqa: S608
+        )
+        parts += [migration.sql.rstrip(), record]
+    return "\n\n".join((*parts, "COMMIT;\n"))
+
+
 async def _create_schema(connection: AsyncConnection[Any], schema: str) -> None:
     # Not IF NOT EXISTS at once: that asks for the right to create even when there is nothing to create.
     if await _one(connection, "SELECT 1 FROM pg_namespace WHERE nspname = $1", schema) is None:
         await _run(connection, f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
-    await _run(
-        connection,
+    await _run(connection, _table(schema))
+
+
+def _table(schema: str) -> str:
+    return (
         f'CREATE TABLE IF NOT EXISTS "{schema}".migrations '
-        "(version integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())",
+        "(version integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
     )
 
 

@@ -208,6 +208,9 @@ class PostgresStore(Schedules):
         """
         await self._use.on_connection(lambda connection: migrating.migrate(connection, self._schema, self._migrations))
 
+    def migration_script(self, present: int) -> str:
+        return migrating.script(self._schema, self._migrations[present:])
+
     @property
     def _use(self) -> Sessions:
         if self._sessions is None:

@@ -284,6 +284,13 @@ def _check_existing(path: Path) -> None:
         raise StoreUnavailable(f"{path.parent} cannot be written by this user: SQLite keeps its log beside {path.name}")
 
 
+def script(missing: list[Migration]) -> str:
+    """What ``migrate`` does, for SQLite's own shell."""
+    applied = "INSERT INTO durable_schema VALUES ({}, '{}', CAST(strftime('%s', 'now') AS INTEGER) * 1000000);"
+    parts = (f"{migration.sql.rstrip()}\n{applied.format(*migration[:2])}" for migration in missing)
+    return "\n\n".join(("BEGIN IMMEDIATE;", *parts, "COMMIT;\n")) if missing else ""
+
+
 def split(script: str) -> list[str]:
     """The statements of ``script``; executescript would commit the transaction that they stand in."""
     found: list[str] = []

@@ -45,7 +45,7 @@ from durable.model import (
 from durable.sql import migrations, statements
 from durable.store import Hint, Route
 from durable.stores.sqlite import documents, signals
-from durable.stores.sqlite.connection import Connection, Refused
+from durable.stores.sqlite.connection import Connection, Refused, script
 from durable.stores.sqlite.creating import create
 from durable.stores.sqlite.exchange import Exchange
 from durable.stores.sqlite.queues import decode_queues, encode_queues, take
@@ -161,6 +161,9 @@ class SQLiteStore(Exchange, Schedules):
 
     async def migrate(self) -> None:
         await self._read(lambda db: db.migrate(migrations("sqlite"), self._now))
+
+    def migration_script(self, present: int) -> str:
+        return script(migrations("sqlite")[present:])
 
     # -- workers ----------------------------------------------------------------------------------
 
