@@ -1,0 +1,78 @@
+"""The ``durable`` command as a whole: its parts, its ``--version``, and how an error is told.
+
+Each part is a module with ``add_to(app)``. It imports servers and what else is slow in its commands, not at its top:
+``durable --help`` loads all parts.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from durable.errors import DurableError, SchemaOutdated, without_password
+
+if TYPE_CHECKING:
+    import typer
+
+FAILED = 1
+"""Exit code of a command that could not do what it was asked. 2 says that it was asked wrongly."""
+
+_EXTRA = {"pydantic_settings", "rich", "typer", "watchfiles"}
+
+
+def main() -> None:
+    """The entry point."""
+    try:
+        app = build()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        sys.exit("The durable command needs packages that are not installed: pip install 'durable[cli]'")
+    try:
+        app(prog_name="durable")
+    except DurableError as error:
+        sys.exit(f"Error: {told(error)}")
+
+
+def build() -> typer.Typer:
+    """The command with all of its parts."""
+    import typer
+
+    from durable.cli.output import out
+
+    parts = _parts()
+    # Plain help: it fits a screen, which boxes around its two lists do not. No traceback with local variables: they
+    # hold what must not be shown.
+    app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
+
+    def show_version(wanted: bool) -> None:
+        if wanted:
+            out.print(f"durable {version('durable')}")
+            raise typer.Exit
+
+    @app.callback()
+    def durable(
+        _: bool = typer.Option(False, "--version", callback=show_version, is_eager=True, help="Show the version."),
+    ) -> None:
+        """Durable workflows on Postgres or SQLite: run workers, look at runs, operate them."""
+
+    for add_to in parts:
+        add_to(app)
+    return app
+
+
+def _parts() -> tuple[Callable[[typer.Typer], None], ...]:
+    """What adds commands, in the order of the help."""
+    from durable.cli import runs, schedules, workers
+
+    return (runs.add_to, schedules.add_to, workers.add_to)
+
+
+def told(error: DurableError) -> str:
+    """The message of an error, with what to do about it where a command does that."""
+    remedy = ""
+    if isinstance(error, SchemaOutdated):
+        remedy = "\nRun `durable migrate` first, with a role that may change the schema."
+    return without_password(str(error)) + remedy
