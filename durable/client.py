@@ -103,6 +103,11 @@ class Client:
         """
         self._hooks.on(event, callback)
 
+    @property
+    def connected(self) -> bool:
+        """Whether it is started, or connected as a client."""
+        return self._connected
+
     def _poke(self) -> None:
         """There may be work: the engine tells its own worker."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
@@ -113,6 +114,12 @@ class Engine(Inspector):
         """A client of the same store and workflows for another event loop."""
         known = self._workflows.values()
         return Engine(self._store.twin(), workflows=known, auto_migrate=self._auto_migrate).client()
+
+    @property
+    def working(self) -> bool | None:
+        """Whether its worker holds its lease, so that steps may start; None: no worker runs here."""
+        worker = self._worker
+        return None if worker is None else bool(worker.id) and time.monotonic() < worker.deadline
 
     @property
     def worker_options(self) -> WorkerOptions:
