@@ -108,6 +108,11 @@ class Client:
         """Whether it is started, or connected as a client."""
         return self._connected
 
+    @property
+    def workflows(self) -> list[Workflow[Any, Any]]:
+        """What is registered, by name and version."""
+        return [self._workflows[known] for known in sorted(self._workflows)]
+
     def _poke(self) -> None:
         """There may be work: the engine tells its own worker."""
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NewType, NoReturn
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from durable.annotations import UNKNOWN, Unknown, declares_result, described, input_type, result_type, underlying
@@ -105,6 +105,10 @@ class Codec:
         except (ValueError, RecursionError):
             raise PayloadError(f"{what} is stored as something that is not JSON") from None
 
+    def schema(self, *, written: bool = False) -> dict[str, Any]:  # noqa: ARG002  (known types differ in it)
+        """The JSON schema of what is accepted, or of what is ``written``; without a known type: of anything."""
+        return {}
+
     def _checked(self, value: object, what: str) -> tuple[str, Any]:
         form = exact_form(value)
         if form is None:  # not built of exact built-in types; no user code has been called yet
@@ -134,7 +138,7 @@ class Codec:
 class _TypedCodec(Codec):
     """Encodes and decodes by a declared type, with pydantic."""
 
-    __slots__ = ("_dump", "_load", "_name")
+    __slots__ = ("_dump", "_load", "_name", "_schema")
 
     def __init__(self, annotation: Any) -> None:
         super().__init__()
@@ -151,6 +155,7 @@ class _TypedCodec(Codec):
         # a model that forbids extra fields would refuse.
         self._dump = partial(adapter.serializer.to_json, by_alias=False, round_trip=True, warnings=False)
         self._load = partial(adapter.validator.validate_json, by_alias=True, by_name=True)
+        self._schema = adapter.json_schema
 
     def decode(self, text: str | None, what: str) -> Any:
         if text is None:
@@ -161,6 +166,12 @@ class _TypedCodec(Codec):
             raise PayloadError(f"{what} does not fit {self._name}: {_errors(error)}") from None
         except Exception as error:  # the user's validators and __post_init__ may raise anything
             raise PayloadError(f"{what} cannot be made into {self._name}: {type(error).__name__}") from error
+
+    def schema(self, *, written: bool = False) -> dict[str, Any]:
+        try:
+            return self._schema(by_alias=not written, mode="serialization" if written else "validation")
+        except PydanticUserError:  # the type has values in JSON, and no schema: a validator of the user's own
+            return {}
 
     def _checked(self, value: object, what: str) -> tuple[str, Any]:
         try:
@@ -211,6 +222,9 @@ class _LateCodec(Codec):
 
     def decode(self, text: str | None, what: str) -> Any:
         return self._resolved().decode(text, what)
+
+    def schema(self, *, written: bool = False) -> dict[str, Any]:
+        return self._resolved().schema(written=written)
 
     def _resolved(self) -> Codec:
         if self._found is None:

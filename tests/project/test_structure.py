@@ -37,7 +37,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("fanout", "heartbeat", "hooks", "host", "newruns", "operations", "options", "pruning", "pulse"),
         *("results", "scheduler", "stepping", "steps", "tasks", "transactions", "worker", "workflow"),
     ),
-    ("calendar", "cli", "client", "engine", "handle", "http", "inspector", "messenger", "operator", "sync", "testing"),
+    (
+        *("calendar", "cli", "client", "documents", "engine", "handle", "http", "inspector", "messenger"),
+        *("operator", "sync", "testing"),
+    ),
 )
 PURE = LAYERS[1]
 IMPURE = {
