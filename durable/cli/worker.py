@@ -1,0 +1,61 @@
+"""``durable worker``: supervised processes that execute runs."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Annotated
+
+import typer
+
+from durable.cli.process import Order, set_up_logging
+from durable.cli.settings import LogLevel
+from durable.cli.supervisor import Supervisor
+
+TargetArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODULE:ENGINE]",
+        help="Your engine, such as app.main:engine. Without it: every workflow in WORKFLOWS_DIR, on DATABASE_URL.",
+        show_default=False,
+    ),
+]
+
+LogLevelOption = Annotated[
+    LogLevel,
+    typer.Option("--log-level", envvar="LOG_LEVEL", case_sensitive=False, help="What is logged, from here on."),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(worker)
+
+
+def worker(
+    target: TargetArgument = None,
+    processes: Annotated[int, typer.Option("--processes", "-p", min=1, help="Worker processes.")] = 1,
+    queues: Annotated[
+        list[str] | None,
+        typer.Option("--queues", "-q", metavar="NAME,…", help="Queues to work for. Default: those of the engine."),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option("--concurrency", "-c", min=1, help="Runs at a time in each process. Default: the engine's."),
+    ] = None,
+    status_every: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Between two status lines; 0: none.")
+    ] = 60.0,
+    log_level: LogLevelOption = "INFO",
+) -> None:
+    """Execute runs, in processes that are restarted when they die.
+
+    SIGTERM or Ctrl-C: running steps end first (drain_timeout); once more ends at once.
+
+    Exit codes: 0 drained; 1 it cannot work as it is set up (a file fails to import, …); 2 a wrong command line;
+    70 processes kept dying; 75 the database did not answer at the start.
+    """
+    set_up_logging(log_level)
+    named = None if not queues else tuple(name.strip() for given in queues for name in given.split(",") if name.strip())
+    order = Order(target, queues=named, concurrency=concurrency, log_level=log_level)
+    sys.exit(asyncio.run(Supervisor(order, processes, status_every).run()))
