@@ -27,6 +27,8 @@ P = ParamSpec("P")
 _DEFAULT_NAME = "engine"
 _DEFAULT_FILE = "durable.db"
 _SQLITE = "sqlite:///"
+_DATABASE_VARIABLES = ("DURABLE_DATABASE_URL", "DATABASE_URL")
+"""As in the standalone mode, so that every command works in its container."""
 
 EngineArgument = Annotated[
     str, typer.Argument(metavar="MODULE:ENGINE", help="Where the engine is, such as app.main:engine.")
@@ -42,13 +44,13 @@ DatabaseOption = Annotated[
     typer.Option(
         *("--database", "-d"),
         metavar="URL",
-        envvar="DURABLE_DATABASE_URL",
+        envvar=list(_DATABASE_VARIABLES),
         show_default=False,
         help="Or the database alone: postgresql://… or sqlite:///file.",
     ),
 ]
 SchemaOption = Annotated[
-    str, typer.Option("--schema", metavar="NAME", envvar="DURABLE_SCHEMA", help="The schema in Postgres.")
+    str, typer.Option("--schema", metavar="NAME", envvar=["DURABLE_SCHEMA", "SCHEMA"], help="The schema in Postgres.")
 ]
 
 
@@ -109,16 +111,19 @@ def _no_name(module: Any, module_name: str, name: str) -> str:
     return f"module {module_name!r} has no {name!r}{hint}"
 
 
-def choose_engine(target: str | None, database: str | None, schema: str = "durable") -> Engine:
+def choose_engine(target: str | None, database: str | None, schema: str = "durable", *, create: bool = False) -> Engine:
     """The user's engine, or a client of the database alone; of the default file when neither is given and it is there.
 
     What stands on the command line goes before what stands in the environment, and there the engine goes first.
+
+    Args:
+        create: A SQLite file that is not there is made, the default one too.
 
     Raises:
         ConfigurationError: None of them is to be had.
         InvalidArgument: Both are on the command line, or the URL is none.
     """
-    written = database is not None and database != os.environ.get("DURABLE_DATABASE_URL")
+    written = database is not None and database not in map(os.environ.get, _DATABASE_VARIABLES)
     if target is not None and written:
         if target != os.environ.get("DURABLE_ENGINE"):
             raise InvalidArgument("give --engine or --database, not both: an engine has its own database")
@@ -126,14 +131,14 @@ def choose_engine(target: str | None, database: str | None, schema: str = "durab
     if target is not None:
         return load_engine(target)
     if database is None:
-        if not Path(_DEFAULT_FILE).exists():
+        if not create and not Path(_DEFAULT_FILE).exists():
             raise ConfigurationError(
                 "which database? Name your engine (--engine app.main:engine), or the database (--database URL), or set "
                 "DURABLE_DATABASE_URL"
             )
         database = f"{_SQLITE}{_DEFAULT_FILE}"
     path = database.removeprefix(_SQLITE)
-    if path != database and not Path(path).exists():  # connecting would make an empty one
+    if path != database and not create and not Path(path).exists():  # connecting would make an empty one
         raise ConfigurationError(f"there is no file {Path(path).absolute()}")
     if database.startswith("memory:"):
         raise InvalidArgument("memory:// is private to the process that made it: nothing is to be seen there")
