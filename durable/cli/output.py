@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from durable.model import RunSummary
+
 _UNBOUND = 10_000
 """Columns of a pipe or a file: nobody folds lines there, and a cut id is of no use to ``grep``."""
 
@@ -129,6 +131,11 @@ def ago(when: datetime | None, now: datetime) -> str:
         return ""
     delta = now - when
     return f"{lasted(delta.total_seconds())} ago" if delta >= timedelta(0) else f"in {lasted(-delta.total_seconds())}"
+
+
+def took(run: RunSummary, now: datetime) -> str:
+    """How long the run has taken since its start."""
+    return "" if run.started_at is None else lasted(max(((run.ended_at or now) - run.started_at).total_seconds(), 0.0))
 
 
 def confirm(question: str, *, yes: bool) -> None:
