@@ -53,8 +53,22 @@ def too_deep(body: bytes | bytearray, limit: int) -> bool:
     return False
 
 
+class _Answer:
+    """What goes to the client: the application's answer, until a limit has something to say."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = False
+        self.problem: Problem | None = None
+
+    async def __call__(self, message: Message) -> None:
+        if self.problem is None or self.begun:
+            self.begun = True
+            await self._send(message)
+
+
 class LimitsMiddleware:
-    """Answers what goes beyond the limits, and hands everything else on, its body whole.
+    """Answers what goes beyond the limits, and hands everything else on; a body in one piece, once it is asked for.
 
     Args:
         app: What it stands before.
@@ -71,20 +85,14 @@ class LimitsMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun = False
-
-        async def noted(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
+        answer = _Answer(send)
         try:
             with self._share():
-                await self._handle(scope, receive, noted)
+                await self._handle(scope, receive, answer)
         except Problem as error:
-            if begun:  # too late to say why: the server closes the connection, and the client sees half an answer
-                raise
-            await error.response()(scope, receive, send)
+            answer.problem = answer.problem or error
+        if answer.problem is not None and not answer.begun:
+            await answer.problem.response()(scope, receive, send)
 
     @contextmanager
     def _share(self) -> Generator[None]:
@@ -96,22 +104,32 @@ class LimitsMiddleware:
         finally:
             self._handled -= 1
 
-    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _handle(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         length = self._length(scope)
         if length == 0:
-            await self._within(scope, receive, send)
+            await self._within(scope, receive, answer)
             return
         body = bytearray()
+        unread = True
+
+        async def whole() -> Message:
+            """The body, when it is asked for: who asks was looked at by then."""
+            nonlocal unread
+            if not unread:
+                return await receive()
+            unread = False
+            try:
+                if not await self._read(body, receive):
+                    return {"type": "http.disconnect"}
+                self._check(body)
+            except Problem as error:
+                answer.problem = error  # whatever the application makes of it
+                raise
+            allow(Request(scope), self._options.request_timeout)
+            return {"type": "http.request", "body": bytes(body), "more_body": False}
+
         try:
-            if not await self._read(body, receive):
-                return  # the client is gone
-            self._check(body)
-            whole = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-
-            async def read() -> Message:
-                return whole.pop() if whole else await receive()
-
-            await self._within(scope, read, send)
+            await self._within(scope, whole, answer)
         finally:
             self._held -= len(body)
 
@@ -163,17 +181,17 @@ class LimitsMiddleware:
         if too_deep(body, self._options.max_depth):
             raise Problem(400, "malformed-json", f"the body is nested more than {self._options.max_depth} levels deep")
 
-    async def _within(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _within(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         """Call the application within the time of a request."""
         seconds = self._options.request_timeout
         deadline = asyncio.timeout(seconds)
         try:
             async with deadline:
                 scope[_DEADLINE] = deadline
-                await self._app(scope, receive, send)
+                await self._app(scope, receive, answer)
         except TimeoutError:
-            if not deadline.expired():
-                raise
+            if not deadline.expired() or answer.begun:
+                raise  # too late to say why: the server closes the connection, and the client sees half an answer
             detail = f"no answer within {seconds:g} s; whether it was carried out is unknown"
             raise Problem(503, "timeout", detail, headers={"Retry-After": "1"}) from None
 

@@ -1,0 +1,236 @@
+"""``serve``: the HTTP runtime on an address, in this process and on this event loop, until it is stopped.
+
+It decides who may reach the application at all: the address, and how long a client may take to ask. It touches no
+signals: the process that serves owns them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Generator
+from contextlib import AsyncExitStack, contextmanager
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, Self
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from durable.engine import Engine
+from durable.errors import ConfigurationError
+from durable.http.app import create_app
+from durable.http.problems import MEDIA_TYPE, problem
+from durable.http.runtime import HttpOptions, Redact
+from durable.http.sse import Streams
+
+_KEEP_ALIVE = 30
+"""Seconds for which a connection without a request is kept; longer than clients and proxies pause between two."""
+
+_DRAIN = 5
+"""Seconds for which a stopping server lets requests end."""
+
+_BACKLOG = 2048
+
+_SLACK = 4096
+"""Bytes for what of a request's head is not its headers, so that the limits answer with a problem, not the parser."""
+
+
+def _last_words(status: int, slug: str, detail: str) -> bytes:
+    """An answer from beneath the application, after which the connection is closed."""
+    body = bytes(problem(status, slug, detail).body)
+    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {MEDIA_TYPE}\r\n"
+    return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+
+
+_TOO_SLOW = _last_words(408, "too-slow", "the head of the request took too long")
+_MALFORMED = _last_words(400, "malformed-request", "this is not HTTP, or its head is too large")
+
+
+class Server:
+    """A server that runs; made by ``serve``.
+
+    Attributes:
+        host: The address that it listens on.
+        port: The port; when 0 was asked for, the one that was found.
+        app: The application.
+    """
+
+    def __init__(self, app: FastAPI, listener: socket.socket, options: HttpOptions, engine: AsyncExitStack) -> None:
+        self.app = app
+        self.host, self.port = listener.getsockname()[:2]
+        self._engine = engine
+        self._uvicorn = _Uvicorn(
+            uvicorn.Config(
+                app,
+                http=type("Patient", (_Patient,), {"patience": options.body_timeout}),
+                ws="none",
+                lifespan="off",  # the engine is connected, and stays so until the last request has ended
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE,
+                timeout_graceful_shutdown=_DRAIN,
+                h11_max_incomplete_event_size=2 * options.max_header + _SLACK,
+            )
+        )
+        self._running = asyncio.create_task(self._run(listener), name="durable http")
+
+    @property
+    def url(self) -> str:
+        """Where it can be reached: ``http://127.0.0.1:8000``."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    async def stop(self) -> None:
+        """Accept nothing more, end event streams, let requests end within 5 s, and disconnect what was connected."""
+        Streams.of(self.app).close()
+        self._uvicorn.should_exit = True
+        await self.wait()
+
+    async def wait(self) -> None:
+        """Return when it has stopped."""
+        await asyncio.shield(self._running)
+
+    async def started(self) -> None:
+        """Return when it answers; ``serve`` has waited for it."""
+        ready = asyncio.create_task(self._uvicorn.ready.wait())
+        await asyncio.wait([ready, self._running], return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        if self._running.done():
+            self._running.result()
+
+    async def _run(self, listener: socket.socket) -> None:
+        try:
+            await self._uvicorn.serve([listener])
+            if left := list(self._uvicorn.server_state.tasks):  # cancelled: they still use the engine
+                await asyncio.wait(left, timeout=1)
+        finally:
+            await self._engine.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+
+async def serve(
+    engine: Engine,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    worker: bool = False,
+    options: HttpOptions | None = None,
+    redact: Redact | None = None,
+) -> Server:
+    """Serve ``engine`` over HTTP; returns when connections are accepted.
+
+    Args:
+        engine: It is connected as a client as long as the server runs, unless it runs already.
+        host: The address to listen on. Any other than a loopback address needs a token: see ``Engine.create_token``.
+        port: 0 finds a free one: see ``Server.port``.
+        worker: Start the engine, worker included, as long as the server runs. Only then ``/metrics`` has what a worker
+            measures; an engine that runs already is not measured.
+        options: Limits and openness.
+        redact: As for ``create_app``.
+
+    Raises:
+        ConfigurationError: It cannot listen there, or must not without a token; or the engine does not start.
+        StoreUnavailable: The database cannot be reached.
+    """
+    options = options or HttpOptions()
+    app = create_app(engine, options=options, redact=redact)
+    async with AsyncExitStack() as stack:
+        if not engine.connected:
+            await stack.enter_async_context(engine if worker else engine.client())
+        listener = stack.enter_context(await _listener(engine, host, port))
+        server = Server(app, listener, options, stack.pop_all())
+        await server.started()
+        return server
+
+
+async def _listener(engine: Engine, host: str, port: int) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    try:
+        [(family, _, _, _, address), *_] = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        if not ipaddress.ip_address(address[0]).is_loopback and not await engine.tokens():
+            raise ConfigurationError(
+                f"refusing to listen on {host}: whoever reaches it could operate every run, since there is no token. "
+                "Make one first (durable token create NAME --scope admin), or listen on 127.0.0.1"
+            )
+        listener = socket.create_server((address[0], port), family=family, backlog=_BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {error}") from None
+    listener.setblocking(False)
+    return listener
+
+
+class _Uvicorn(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+class _Patient(H11Protocol):
+    """Uvicorn's protocol, with limited patience for a request's head, and then for its body; its own has no limit.
+
+    It is the one of h11, not of httptools, which takes headers of any size.
+    """
+
+    patience = 10.0  # seconds
+    _phase: Any = None
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_timer()
+
+    def _watch(self) -> None:
+        """The time for a part of a request begins when the part does; what drips in does not prolong it."""
+        state = self.conn.their_state
+        if state is self._phase:
+            return
+        self._phase = state
+        self._stop_timer()
+        if state is h11.IDLE or state is h11.SEND_BODY:
+            # A body that is too slow is answered by the limits, first; what comes later is what nobody reads any more.
+            grace = 0.0 if state is h11.IDLE else 1.0
+            self._timer = self.loop.call_later(self.patience + grace, self._too_slow)
+
+    def _too_slow(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]:
+            self.transport.write(_TOO_SLOW)
+        self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  (uvicorn's own would be plain text)
+        if self.conn.our_state is h11.IDLE or self.conn.our_state is h11.SEND_RESPONSE:
+            self.transport.write(_MALFORMED)
+        self.transport.close()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
