@@ -8,14 +8,32 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import JSONResponse
 
 from durable.engine import Engine
-from durable.http import problems, security
+from durable.http import openapi, problems, security
+from durable.http.limits import LimitsMiddleware
+from durable.http.metrics import Metrics
+from durable.http.routes import bulk, flows, runs, schedules, system, workers
 from durable.http.runtime import HttpOptions, Redact, Runtime
 
-_ROUTERS: tuple[APIRouter, ...] = ()
+_described = APIRouter()
+
+
+@_described.get("/openapi.json", dependencies=[security.open_to_all()], include_in_schema=False)
+async def _document(request: Request) -> JSONResponse:
+    made: dict[str, Any] = request.app.openapi()
+    mounted_at = request.scope.get("root_path", "")
+    return JSONResponse({**made, "servers": [{"url": mounted_at}]} if mounted_at else made)
+
+
+_ROUTERS = (
+    *(runs.router, bulk.router, flows.router, schedules.router, workers.router),
+    *(system.router, _described),
+)
 
 
 def create_app(engine: Engine, *, options: HttpOptions | None = None, redact: Redact | None = None) -> FastAPI:
@@ -42,6 +60,7 @@ def create_app(engine: Engine, *, options: HttpOptions | None = None, redact: Re
         async with engine.client():
             yield
 
+    options = options or HttpOptions()
     app = FastAPI(
         title="durable",
         version=version("durable"),
@@ -49,11 +68,18 @@ def create_app(engine: Engine, *, options: HttpOptions | None = None, redact: Re
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
-    app.state.durable = Runtime(engine, options or HttpOptions(), redact)
-    problems.install(app)
+    app.state.durable = Runtime(engine, options, redact)
+    app.state.gate = security.Gate(engine, options)
+    app.state.metrics = Metrics(engine)
     for router in _ROUTERS:
-        app.include_router(router)
+        app.router.routes.extend(router.routes)
     if unguarded := [route for route in app.routes if security.guard_of(route) is None]:
         raise RuntimeError(f"routes without a scope: {unguarded}")
+    document = openapi.document(app)
+    app.openapi = lambda: document  # type: ignore[method-assign]
+    problems.install(app)
+    app.add_middleware(LimitsMiddleware, options=options)
+    app.add_middleware(security.PlainAnswers)
     return app

@@ -114,6 +114,11 @@ def problem_of(error: errors.DurableError) -> JSONResponse:
     return problem(500, "internal", "an error that the server has logged")
 
 
+def also(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The ``responses`` of a route that can be answered with these problems too, beside those that all can."""
+    return {status: {"description": HTTPStatus(status).phrase} for status in statuses}
+
+
 def install(app: FastAPI) -> None:
     """Have ``app`` answer every error as problem details."""
 

@@ -8,17 +8,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_jsonable_python
 
 from durable.engine import Engine
 
 _log = logging.getLogger("durable.http")
 
-Redact = Callable[[str, Any], Any]
-"""Called with what a payload is (``input``, ``result``, ``error``, ``data``) and its JSON value; returns what is shown
-instead."""
+What = Literal["input", "result", "error", "data"]
+
+Redact = Callable[[What, Any], Any]
+"""Called with what a payload is and its JSON value; returns what is shown instead.
+
+``input`` and ``result`` are a run's or a schedule's, ``error`` is a recorded failure, ``data`` is what else stands in a
+timeline or comes with an event: a step's result, a signal, what was emitted.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,6 @@ class HttpOptions:
         max_body: Bytes of a request's body.
         max_header: Bytes of a request's headers, names and values together.
         max_depth: How deep JSON may be nested in a body.
-        max_page: The largest ``limit`` of a listing.
         max_wait: Seconds that a long poll waits at most.
         max_streams: Event streams that are open at the same time.
         body_timeout: Seconds in which a request's body has to arrive.
@@ -48,7 +52,6 @@ class HttpOptions:
     max_body: int = 8 * 1024 * 1024
     max_header: int = 16 * 1024
     max_depth: int = 100
-    max_page: int = 500
     max_wait: float = 60.0
     max_streams: int = 100
     body_timeout: float = 10.0
@@ -64,7 +67,7 @@ class Runtime:
     options: HttpOptions = field(default_factory=HttpOptions)
     redact: Redact | None = None
 
-    def payload(self, what: str, text: str | None) -> Any:
+    def payload(self, what: What, text: str | None) -> Any:
         """The value of stored JSON, as it may be shown to whoever may see payloads."""
         if text is None:
             return None
@@ -72,7 +75,13 @@ class Runtime:
         if self.redact is None:
             return value
         try:
-            return self.redact(what, value)
+            return to_jsonable_python(self.redact(what, value))
         except Exception:
             _log.exception("the redaction hook raised: a payload is shown without its value")
             return None
+
+    def error(self, text: str | None, *, shown: bool) -> Any:
+        """A recorded failure; only its type when payloads are not to be ``shown``: messages quote them."""
+        if text is None or shown:
+            return self.payload("error", text)
+        return {"error_type": from_json(text)["error_type"]}
