@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from durable.cli.options import Where
 from durable.cli.output import confirm, err, out, visible, write_json
-from durable.cli.shapes import AppliedShape, RefusedShape
+from durable.cli.shapes import OperatedShape, UnchangedShape
 from durable.engine import Engine
 from durable.errors import RunFinished, RunNotFound
 from durable.model import State
@@ -44,8 +44,8 @@ class Operation:
 
 @dataclass
 class _Tally:
-    applied: int = 0
-    refused: list[RefusedShape] = field(default_factory=list[RefusedShape])
+    changed: list[str] = field(default_factory=list[str])
+    unchanged: list[UnchangedShape] = field(default_factory=list[UnchangedShape])
 
 
 async def operate(
@@ -80,10 +80,10 @@ async def operate(
             confirm(f"{operation.verb.capitalize()} {count}?", yes=yes)
     tally = await _all_of(operation, chosen, shown=not runs)
     if as_json:
-        write_json(AppliedShape(matched=len(chosen), applied=tally.applied, refused=tally.refused))
+        write_json(OperatedShape(changed=tally.changed, unchanged=tally.unchanged))
     else:
         _report(operation, tally, len(chosen))
-    if runs and tally.refused:
+    if runs and tally.unchanged:
         raise typer.Exit(1)
 
 
@@ -112,11 +112,11 @@ async def _all_of(operation: Operation, runs: Sequence[str], *, shown: bool) -> 
             for run_id in left:
                 try:
                     if await operation.apply(run_id):
-                        tally.applied += 1
+                        tally.changed.append(run_id)
                     else:
-                        tally.refused.append(RefusedShape(run_id=run_id, message=f"run {run_id} had ended"))
+                        tally.unchanged.append(UnchangedShape(id=run_id, why=f"run {run_id} had ended"))
                 except (RunFinished, RunNotFound) as error:
-                    tally.refused.append(RefusedShape(run_id=run_id, message=str(error)))
+                    tally.unchanged.append(UnchangedShape(id=run_id, why=str(error)))
                 progress.advance(bar)
 
         async with asyncio.TaskGroup() as group:
@@ -129,8 +129,8 @@ def _report(operation: Operation, tally: _Tally, matched: int) -> None:
     if not matched:
         out.print(f"No run to {operation.verb}.")
         return
-    out.print(f"{tally.applied:,} {'run' if tally.applied == 1 else 'runs'} {operation.done}.")
-    for refusal in tally.refused[:_TOLD]:
-        err.print(visible(refusal.message))
-    if len(tally.refused) > _TOLD:
-        err.print(f"… and {len(tally.refused) - _TOLD:,} more to which it did not apply.")
+    out.print(f"{len(tally.changed):,} {'run' if len(tally.changed) == 1 else 'runs'} {operation.done}.")
+    for one in tally.unchanged[:_TOLD]:
+        err.print(visible(one.why))
+    if len(tally.unchanged) > _TOLD:
+        err.print(f"… and {len(tally.unchanged) - _TOLD:,} more to which it did not apply.")

@@ -87,7 +87,7 @@ async def trigger(
     inputs = () if value is None else (value,)
     handle = await engine.trigger(workflow, *inputs, **cast("TriggerOptions", given))
     if as_json:
-        write_json(TriggeredShape(run_id=handle.run_id, created=handle.created))
+        write_json(TriggeredShape(id=handle.run_id, created=handle.created))
     elif handle.created or wait:
         out.print(handle.run_id)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -14,9 +14,10 @@ from rich.tree import Tree
 from durable import failures
 from durable.cli import following, operating
 from durable.cli.loading import connected
-from durable.cli.options import JsonOption, RunArgument, Where, filtered, parse_duration
+from durable.cli.options import JsonOption, RunArgument, Where, filtered
 from durable.cli.output import (
     ago,
+    lasted,
     moment,
     out,
     pretty,
@@ -127,7 +128,7 @@ def _facts(run: Run, waits: Iterable[OpenWait], now: datetime) -> Table:
     if run.state not in TERMINAL and run.ready_at is not None:
         fact("ready", f"{moment(run.ready_at)} ({ago(run.ready_at, now)})")
     fact("worker", run.owner)
-    fact("took", took(run, now))
+    fact("took", " ".join(part for part in (took(run, now), _lingered(run)) if part))
     for wait in waits:
         until = "" if wait.deadline is None else f", until {moment(wait.deadline)}"
         fact("waits for", f"{wait.kind} {wait.name} since {moment(wait.since)}{until}")
@@ -141,6 +142,13 @@ def _facts(run: Run, waits: Iterable[OpenWait], now: datetime) -> Table:
         fact("undone", ", ".join(failure.undone))
         fact("not undone", Text(", ".join(failure.not_undone), style="bold red"))
     return facts
+
+
+def _lingered(run: Run) -> str:
+    """How long it stood before its start: bars begin there."""
+    if run.started_at is None:
+        return ""
+    return f"(started after {lasted(max((run.started_at - run.created_at).total_seconds(), 0.0))})"
 
 
 async def _called(engine: Engine, run: Run) -> Tree | None:
@@ -168,10 +176,8 @@ def _node(run: RunSummary) -> Text:
 async def watch(
     engine: Engine,
     run_id: RunArgument,
-    interval: Annotated[
-        timedelta, typer.Option(parser=parse_duration, metavar="DURATION", help="How often to look.")
-    ] = timedelta(seconds=0.5),
+    interval: Annotated[float, typer.Option(min=0.05, max=60, metavar="SECONDS", help="How often to look.")] = 0.5,
     as_json: JsonOption = False,
 ) -> None:
     """Follow a run until it ends; a paused one too. Exit code 0: it completed, 3: it ended otherwise."""
-    await following.follow(engine, run_id, interval.total_seconds(), as_json=as_json)
+    await following.follow(engine, run_id, interval, as_json=as_json)

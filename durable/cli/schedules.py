@@ -20,7 +20,7 @@ from durable.cli.options import (
     parse_tags,
 )
 from durable.cli.output import ago, confirm, lasted, moment, out, pretty, table, visible, write_json
-from durable.cli.shapes import TriggeredShape, schedule_shape, value_of
+from durable.cli.shapes import BackfilledShape, FiredShape, SchedulesShape, schedule_shape, value_of
 from durable.clock import HostClock
 from durable.engine import Engine
 from durable.schedules import CatchUp, Overlap, Schedule, ScheduleSpec
@@ -42,7 +42,7 @@ async def list_schedules(engine: Engine, as_json: JsonOption = False) -> None:
     """List the schedules by name, with their next ticks."""
     schedules = await engine.schedules()
     if as_json:
-        write_json([schedule_shape(schedule) for schedule in schedules])
+        write_json(SchedulesShape(items=[schedule_shape(schedule) for schedule in schedules]))
         return
     if not schedules:
         out.print("No schedules.")
@@ -149,9 +149,19 @@ async def set_schedule(
 ) -> None:
     """Create a schedule, or change the one of this name to what is given here."""
     options: dict[str, Any] = {
-        "cron": cron, "every": every, "timezone": timezone, "overlap": overlap, "catch_up": catch_up,
-        "jitter": jitter, "start_at": start_at, "end_at": end_at, "version": version, "queue": queue,
-        "priority": priority, "tags": parse_tags(tag), "input": value,
+        "cron": cron,
+        "every": every,
+        "timezone": timezone,
+        "overlap": overlap,
+        "catch_up": catch_up,
+        "jitter": jitter,
+        "start_at": start_at,
+        "end_at": end_at,
+        "version": version,
+        "queue": queue,
+        "priority": priority,
+        "tags": parse_tags(tag),
+        "input": value,
     }
     given: Any = {option: setting for option, setting in options.items() if setting is not None}
     schedule = await engine.schedule(workflow, name=name, enabled=not disabled, **given)
@@ -188,7 +198,7 @@ async def trigger(engine: Engine, name: _Name, as_json: JsonOption = False) -> N
     """Fire a schedule once, now, whether it is paused or not."""
     handle = await engine.trigger_schedule(name)
     if as_json:
-        write_json(None if handle is None else TriggeredShape(run_id=handle.run_id, created=handle.created))
+        write_json(FiredShape(id=None if handle is None else handle.run_id))
     elif handle is None:
         out.print("Skipped: an earlier run has not ended.")
     else:
@@ -208,7 +218,7 @@ async def backfill(
     """Fire the ticks of a time that has passed and that have no run. Doing it twice is safe."""
     handles = await engine.backfill(name, since, until, overlap=overlap)
     if as_json:
-        write_json([TriggeredShape(run_id=handle.run_id, created=handle.created) for handle in handles])
+        write_json(BackfilledShape(ids=[handle.run_id for handle in handles]))
     else:
         out.print(f"{len(handles):,} {'run' if len(handles) == 1 else 'runs'} created.")
 

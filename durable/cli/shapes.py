@@ -1,7 +1,7 @@
 """What ``--json`` writes: the shapes that scripts rely on. A field is added, never renamed.
 
-They are made of the engine's values; nothing is asked here. Times are ISO 8601 with a zone, durations seconds, and
-payloads are the JSON that they are.
+They have the members of the HTTP runtime's documents, which cannot be used here: it is an extra of its own. Times are
+ISO 8601 with a zone, durations seconds, and payloads are the JSON that they are.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from pydantic_core import from_json
 
 from durable import failures
@@ -49,7 +49,7 @@ class RunShape(_Shape):
     ready_at: datetime | None
     reason: str | None
     requested: RequestShape | None
-    worker: str | None = Field(validation_alias="owner")
+    owner: str | None
     takeovers: int
     queue: str
     priority: int
@@ -100,41 +100,57 @@ class WaitShape(_Shape):
     deadline: datetime | None
 
 
-class RunReportShape(_Shape):
-    """``runs show``."""
+class FullRunShape(RunShape):
+    """A run with its payloads."""
 
-    run: RunShape
     input: Any
     result: Any
     error: FailureShape | None
+
+
+class ReportShape(_Shape):
+    """``runs show``."""
+
+    run: FullRunShape
     waits: Sequence[WaitShape]
     timeline: Sequence[EntryShape]
 
 
 class TriggeredShape(_Shape):
-    """``runs trigger`` and ``schedules trigger``; ``created`` is false when the key had a run already."""
+    """``runs trigger``; ``created`` is false when the key or the id had a run already."""
 
-    run_id: str
+    id: str
     created: bool
 
 
-class RefusedShape(_Shape):
+class UnchangedShape(_Shape):
     """A run to which an operation did not apply."""
 
-    run_id: str
-    message: str
+    id: str
+    why: str
 
 
-class AppliedShape(_Shape):
-    """``runs cancel``, ``pause``, ``resume`` and ``retry``."""
+class OperatedShape(_Shape):
+    """``runs cancel``, ``pause``, ``resume`` and ``retry``: what was done to which runs, and to which not."""
 
-    matched: int
-    applied: int
-    refused: Sequence[RefusedShape]
+    changed: Sequence[str]
+    unchanged: Sequence[UnchangedShape]
+
+
+class FiredShape(_Shape):
+    """``schedules trigger``; null: the overlap policy skipped it."""
+
+    id: str | None
+
+
+class BackfilledShape(_Shape):
+    """``schedules backfill``: the runs, oldest tick first."""
+
+    ids: Sequence[str]
 
 
 class ScheduleShape(_Shape):
-    """A schedule: an item of ``schedules list``, and ``schedules show``."""
+    """``schedules show`` and ``schedules set``."""
 
     name: str
     workflow: str
@@ -163,8 +179,14 @@ class ScheduleShape(_Shape):
     skipped: Mapping[Skip, int]
 
 
+class SchedulesShape(_Shape):
+    """``schedules list``: all of them, by name."""
+
+    items: Sequence[ScheduleShape]
+
+
 class WorkerShape(_Shape):
-    """An item of ``workers list``."""
+    """A worker."""
 
     id: str
     host: str
@@ -173,6 +195,12 @@ class WorkerShape(_Shape):
     lease_until: datetime
     alive: bool
     running: int
+
+
+class WorkersShape(_Shape):
+    """``workers list``: all of them, the oldest first."""
+
+    items: Sequence[WorkerShape]
 
 
 def value_of(text: str | None) -> Any:
@@ -203,12 +231,11 @@ def entry_shape(entry: TimelineEntry) -> EntryShape:
     )
 
 
-def report_shape(run: Run, waits: Sequence[OpenWait], entries: Sequence[TimelineEntry]) -> RunReportShape:
-    return RunReportShape(
-        run=run_shape(run),
-        input=value_of(run.input),
-        result=value_of(run.result),
-        error=None if run.error is None else FailureShape.model_validate(failures.readable(run.error)),
+def report_shape(run: Run, waits: Sequence[OpenWait], entries: Sequence[TimelineEntry]) -> ReportShape:
+    error = None if run.error is None else FailureShape.model_validate(failures.readable(run.error))
+    payloads = {"input": value_of(run.input), "result": value_of(run.result), "error": error}
+    return ReportShape(
+        run=FullRunShape(**run_shape(run).model_dump(), **payloads),
         waits=[WaitShape.model_validate(wait) for wait in waits],
         timeline=[entry_shape(entry) for entry in entries],
     )

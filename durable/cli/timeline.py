@@ -17,6 +17,7 @@ from durable import failures
 from durable.cli.output import lasted, one_line, out
 from durable.cli.shapes import value_of
 from durable.model import TimelineEntry
+from durable.states import TERMINAL
 
 _BAR = 60
 """Columns of a bar at most: on a wide screen the eye loses its line."""
@@ -90,26 +91,29 @@ def spans(entries: Iterable[TimelineEntry]) -> list[Span]:
     """What the entries tell, in the order in which it began."""
     rows: list[Span] = []
     open_rows: dict[tuple[str, str], int] = {}
+    workflow = ""
     for entry in entries:
         if entry.kind == "triggered":
-            open_rows["pending", ""] = len(rows)
+            workflow = entry.name
             rows.append(Span("pending", entry.at, None, "pending"))
-        elif entry.kind == "running":
-            rows[0] = replace(rows[0], ended=entry.at)
+        elif entry.kind == "running":  # the time before it is told elsewhere: a day of it would hide all that follows
+            rows.clear()
         elif (group := _OPENS.get(entry.kind)) is not None:
             open_rows[group, entry.name] = len(rows)
             rows.append(_opened(entry, group))
         elif (position := open_rows.pop((_CLOSES.get(entry.kind, ""), entry.name), None)) is not None:
-            rows[position] = replace(
-                rows[position], ended=entry.at, look=_LOOKS.get(entry.kind, entry.kind), note=_note(entry)
-            )
-        elif entry.kind != "compensating":
-            rows.append(
-                Span(entry.name if entry.kind == "emitted" else entry.kind, entry.at, entry.at, note=_note(entry))
-            )
+            look = _LOOKS.get(entry.kind, entry.kind)
+            rows[position] = replace(rows[position], ended=entry.at, look=look, note=_note(entry))
         else:
-            rows.append(Span(entry.kind, entry.at, entry.at))
+            rows.append(_moment(entry, workflow))
     return sorted(rows, key=lambda row: row.began)
+
+
+def _moment(entry: TimelineEntry, workflow: str) -> Span:
+    own = entry.name in ("", workflow)  # what befell the run, not one of its operations
+    ended = own and entry.kind in TERMINAL  # its error is told elsewhere
+    name = entry.kind if own else f"{entry.name} {entry.kind}"
+    return Span(name, entry.at, entry.at, note="" if ended else _note(entry))
 
 
 def _opened(entry: TimelineEntry, group: str) -> Span:

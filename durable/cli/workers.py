@@ -8,7 +8,7 @@ from rich.text import Text
 from durable.cli.loading import connected
 from durable.cli.options import JsonOption
 from durable.cli.output import ago, out, table, write_json
-from durable.cli.shapes import worker_shape
+from durable.cli.shapes import WorkersShape, worker_shape
 from durable.clock import HostClock
 from durable.engine import Engine
 
@@ -25,7 +25,7 @@ async def list_workers(engine: Engine, as_json: JsonOption = False) -> None:
     """List the workers, the oldest first: who they are, whether they live, how many runs they hold."""
     workers = await engine.workers()
     if as_json:
-        write_json([worker_shape(worker) for worker in workers])
+        write_json(WorkersShape(items=[worker_shape(worker) for worker in workers]))
         return
     if not workers:
         out.print("No workers.")
