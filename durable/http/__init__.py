@@ -13,5 +13,6 @@ except ModuleNotFoundError as error:
     raise ImportError(f"durable.http needs its extra: pip install 'durable[http]' ({error})") from error
 
 from durable.http.runtime import HttpOptions, Redact
+from durable.http.server import Server, serve
 
-__all__ = ["HttpOptions", "Redact", "create_app"]
+__all__ = ["HttpOptions", "Redact", "Server", "create_app", "serve"]

@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
@@ -23,6 +24,9 @@ _log = logging.getLogger("durable.http")
 MEDIA_TYPE = "application/problem+json"
 
 _URN = "urn:durable:problem:"
+
+_NAMED = 20
+"""Mistakes in one document that its problem names."""
 
 _RETRY_AFTER = "1"
 """Seconds after which a client may ask again when the store was away."""
@@ -132,17 +136,31 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        found = [{"where": ".".join(str(part) for part in one["loc"]), "message": one["msg"]} for one in error.errors()]
-        if any(one["type"] == "json_invalid" for one in error.errors()):
-            return problem(400, "malformed-json", "the body is not JSON", errors=found)
-        return problem(422, "invalid-request", "; ".join(f"{e['where']}: {e['message']}" for e in found), errors=found)
+        found = error.errors()
+        if malformed := next((one for one in found if one["type"] == "json_invalid"), None):
+            return problem(400, "malformed-json", f"the body is not JSON: {malformed['ctx']['error']}")
+        wrong = [{"where": ".".join(str(part) for part in one["loc"]), "message": one["msg"]} for one in found]
+        detail = "; ".join(f"{one['where']}: {one['message']}" for one in wrong[:_NAMED])
+        return problem(422, "invalid-request", detail, errors=wrong[:_NAMED])
 
     @app.exception_handler(HTTPException)
-    async def on_http(_: Request, error: HTTPException) -> JSONResponse:
-        slug = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
-        return problem(error.status_code, slug, str(error.detail), headers=error.headers)
+    async def on_http(request: Request, error: HTTPException) -> JSONResponse:
+        slug, detail, headers = HTTPStatus(error.status_code).phrase.lower(), str(error.detail), error.headers
+        if error.status_code == HTTPStatus.NOT_FOUND:
+            detail = f"there is nothing at {request.url.path}"
+        elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = ", ".join(_allowed(app, request))
+            detail, headers = f"{request.url.path} knows {allowed}, not {request.method}", {"Allow": allowed}
+        return problem(error.status_code, slug.replace(" ", "-"), detail, headers=headers)
 
     @app.exception_handler(Exception)
     async def on_error(_: Request, error: Exception) -> JSONResponse:
         _log.error("an error in the HTTP runtime", exc_info=error)
         return problem(500, "internal", "an error that the server has logged")
+
+
+def _allowed(app: FastAPI, request: Request) -> list[str]:
+    """What can be done at this path: the routes that have it, each with other methods."""
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    found = (route for route in app.routes if isinstance(route, APIRoute) and route.path_regex.match(path))
+    return sorted({method for route in found for method in route.methods or ()})
