@@ -111,10 +111,10 @@ async def stream(request: Request, source: Source) -> Response:
     if first.over and not first.events:
         return Response(status_code=204)
     allow(request, LIFETIME + _GOODBYE)
-    return _EventStream(Streams.of(request.app), first, source)
+    return EventStream(Streams.of(request.app), first, source)
 
 
-class _EventStream(StreamingResponse):
+class EventStream(StreamingResponse):
     """An event stream; it has its place from the first byte to the last."""
 
     media_type = "text/event-stream"
