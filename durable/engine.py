@@ -233,7 +233,7 @@ class Engine(Inspector):
         try:
             loop.run_until_complete(self._run(started))
         finally:
-            _close(loop)
+            close_loop(loop)
 
     async def _run(self, started: Callable[[], None] | None) -> None:
         loop, stopping = asyncio.get_running_loop(), asyncio.Event()
@@ -419,7 +419,7 @@ def _next(clock: VirtualClock, until: datetime | None) -> datetime | None:
     return until if due is None else min(due, until)
 
 
-def _close(loop: asyncio.AbstractEventLoop) -> None:
+def close_loop(loop: asyncio.AbstractEventLoop) -> None:
     """As at the end of ``asyncio.run``, which would wait without limit for a step that ignores its cancellation."""
     left = asyncio.all_tasks(loop)
     for task in left:

@@ -171,8 +171,7 @@ async def _carried(engine: Engine, work: Workflow[int, int], count: int, seconds
 
     async def feed() -> int:
         handles = await engine.trigger_many(work, [count] * (_IN_FLIGHT // _FEEDERS))
-        for handle in handles:
-            await handle.result()
+        await asyncio.gather(*(handle.result() for handle in handles))
         return len(handles)
 
     return await _per_second(feed, _FEEDERS, seconds)

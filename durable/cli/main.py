@@ -11,13 +11,16 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from durable.errors import DurableError, SchemaOutdated, without_password
+from durable.errors import DurableError, SchemaOutdated, StoreUnavailable, without_password
 
 if TYPE_CHECKING:
     import typer
 
 FAILED = 1
 """Exit code of a command that could not do what it was asked. 2 says that it was asked wrongly."""
+
+UNAVAILABLE = 75
+"""Exit code when the database does not answer: later the same command may succeed (``EX_TEMPFAIL``)."""
 
 _EXTRA = {"pydantic_settings", "rich", "typer", "watchfiles"}
 
@@ -33,7 +36,8 @@ def main() -> None:
     try:
         app(prog_name="durable")
     except DurableError as error:
-        sys.exit(f"Error: {told(error)}")
+        sys.stderr.write(f"Error: {told(error)}\n")
+        sys.exit(UNAVAILABLE if isinstance(error, StoreUnavailable) else FAILED)
 
 
 def build() -> typer.Typer:
@@ -65,9 +69,10 @@ def build() -> typer.Typer:
 
 def _parts() -> tuple[Callable[[typer.Typer], None], ...]:
     """What adds commands, in the order of the help."""
-    from durable.cli import runs, schedules, workers
+    from durable.cli import bench, dev, doctor, migrate, prune, runs, schedules, serve, tokens, worker, workers
 
-    return (runs.add_to, schedules.add_to, workers.add_to)
+    parts = (dev, worker, serve, migrate, doctor, prune, bench, tokens, runs, schedules, workers)
+    return tuple(part.add_to for part in parts)
 
 
 def told(error: DurableError) -> str:

@@ -20,13 +20,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from durable.cli.standalone import running_engine
-from durable.engine import Engine
-from durable.errors import DurableError, StoreUnavailable, without_password
+from durable.collector import sparing_collector
+from durable.engine import Engine, close_loop
+from durable.errors import ConfigurationError, DurableError, StoreUnavailable, without_password
 from durable.meter import Meter
 
 MISCONFIGURED, UNAVAILABLE = 1, 75
-"""Exit codes: starting again is of no use before somebody has corrected something; it is, once the database answers
-(``EX_TEMPFAIL`` of ``sysexits.h``)."""
+"""Exit codes, those of the whole command: starting again is of no use before somebody has corrected something; it is,
+once the database answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,50 @@ def _work(engine: Engine, order: Order, lifeline: Lifeline) -> None:
     if order.port is None:
         lifeline.tally = engine.meter = Tally(engine.meter)
         engine.run(loop_factory=loop_factory(), started=lambda: lifeline.say(up={"drain": options.drain_timeout}))
+    else:
+        serve_until_told(
+            engine,
+            port=order.port,
+            started=lambda url: lifeline.say(up={"drain": options.drain_timeout, "url": url}),
+        )
+
+
+def serve_until_told(
+    engine: Engine, *, port: int, started: Callable[[str], None], host: str = "127.0.0.1", worker: bool = True
+) -> None:
+    """The main of a process that serves HTTP: until SIGTERM or SIGINT, then as ``engine.run``.
+
+    Args:
+        started: Called with the server's address, once it answers.
+
+    Raises:
+        ConfigurationError: The extra is missing, it cannot or must not listen there, or the engine does not start.
+        StoreUnavailable: The database cannot be reached.
+    """
+    try:
+        from durable.http.server import serve
+    except ImportError as error:
+        raise ConfigurationError(str(error)) from None
+
+    async def work() -> None:
+        loop, told = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell(number: signal.Signals) -> None:
+            signal.signal(number, signal.SIG_DFL)  # once more ends at once
+            told.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, tell, number)
+        with sparing_collector():
+            async with await serve(engine, host=host, port=port, worker=worker) as server:
+                started(server.url)
+                await told.wait()
+
+    loop = loop_factory()()
+    try:
+        loop.run_until_complete(work())
+    finally:
+        close_loop(loop)
 
 
 def _end(error: DurableError, code: int) -> None:

@@ -53,12 +53,12 @@ def load_directory(directory: Path) -> list[Workflow[Any, Any]]:
         )
     if str(directory) not in sys.path:
         sys.path.insert(0, str(directory))
-    found: dict[int, Workflow[Any, Any]] = {}  # by identity: a file may import a workflow of another one
+    found: list[Workflow[Any, Any]] = []
     for path in _sources(directory):
-        found |= {id(value): value for value in vars(_imported(path)).values() if isinstance(value, Workflow)}
+        found += [value for value in vars(_imported(path)).values() if isinstance(value, Workflow)]
     if not found:
         raise ConfigurationError(f"no file in {directory} defines a workflow: decorate a function with @workflow")
-    return list(found.values())
+    return list(dict.fromkeys(found))  # once each: a file may import a workflow of another one
 
 
 def _sources(directory: Path) -> Iterator[Path]:

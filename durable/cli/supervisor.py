@@ -213,7 +213,7 @@ class Supervisor:
                 return
             deaths = 1 if time.monotonic() - child.began >= _STEADY else deaths + 1
             if deaths > _MOST_DEATHS and code != UNAVAILABLE:
-                _log.error("process %d %s, as %d before it: giving up", child.pid, _how(code), _MOST_DEATHS)
+                _log.error("process %d %s, as %d before it: giving up", child.pid, how_it_ended(code), _MOST_DEATHS)
                 self._stop.give_up(GAVE_UP)
                 return
             await self._pause(child, code, deaths)
@@ -222,7 +222,7 @@ class Supervisor:
         self._restarts += 1
         pause = 0.0 if deaths == 1 else min(2.0 ** (deaths - 2), _LONGEST_PAUSE)
         _log.warning(
-            "process %d %s: starting another one%s", child.pid, _how(code), f" in {pause:g} s" if pause else ""
+            "process %d %s: starting another one%s", child.pid, how_it_ended(code), f" in {pause:g} s" if pause else ""
         )
         with suppress(TimeoutError):
             async with asyncio.timeout(pause):
@@ -279,7 +279,7 @@ class Supervisor:
         return "; ".join(parts)
 
 
-def _how(code: int) -> str:
+def how_it_ended(code: int) -> str:
     """How a process ended, in words."""
     if code >= 0:
         return f"ended with exit code {code}"

@@ -21,6 +21,14 @@ TargetArgument = Annotated[
     ),
 ]
 
+QueuesOption = Annotated[
+    list[str] | None,
+    typer.Option("--queues", "-q", metavar="NAME,…", help="Queues to work for. Default: those of the engine."),
+]
+ConcurrencyOption = Annotated[
+    int | None,
+    typer.Option("--concurrency", "-c", min=1, help="Runs at a time in each process. Default: the engine's."),
+]
 LogLevelOption = Annotated[
     LogLevel,
     typer.Option("--log-level", envvar="LOG_LEVEL", case_sensitive=False, help="What is logged, from here on."),
@@ -35,14 +43,8 @@ def add_to(app: typer.Typer) -> None:
 def worker(
     target: TargetArgument = None,
     processes: Annotated[int, typer.Option("--processes", "-p", min=1, help="Worker processes.")] = 1,
-    queues: Annotated[
-        list[str] | None,
-        typer.Option("--queues", "-q", metavar="NAME,…", help="Queues to work for. Default: those of the engine."),
-    ] = None,
-    concurrency: Annotated[
-        int | None,
-        typer.Option("--concurrency", "-c", min=1, help="Runs at a time in each process. Default: the engine's."),
-    ] = None,
+    queues: QueuesOption = None,
+    concurrency: ConcurrencyOption = None,
     status_every: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Between two status lines; 0: none.")
     ] = 60.0,
@@ -56,6 +58,10 @@ def worker(
     70 processes kept dying; 75 the database did not answer at the start.
     """
     set_up_logging(log_level)
-    named = None if not queues else tuple(name.strip() for given in queues for name in given.split(",") if name.strip())
-    order = Order(target, queues=named, concurrency=concurrency, log_level=log_level)
+    order = Order(target, queues=queue_names(queues), concurrency=concurrency, log_level=log_level)
     sys.exit(asyncio.run(Supervisor(order, processes, status_every).run()))
+
+
+def queue_names(given: list[str] | None) -> tuple[str, ...] | None:
+    """``--queues a,b --queues c`` as names; None: it was not given."""
+    return None if not given else tuple(name for part in given for name in map(str.strip, part.split(",")) if name)
