@@ -41,6 +41,8 @@ class HttpOptions:
         max_depth: How deep JSON may be nested in a body.
         max_wait: Seconds that a long poll waits at most.
         max_streams: Event streams that are open at the same time.
+        stream_timeout: Seconds after which an event stream ends, so that its client comes again, with its last id and
+            a token that still holds.
         body_timeout: Seconds in which a request's body has to arrive.
         request_timeout: Seconds after which a request that waits for the store is answered 503.
         max_requests: Requests that are handled at the same time; more are answered 429.
@@ -54,6 +56,7 @@ class HttpOptions:
     max_depth: int = 100
     max_wait: float = 60.0
     max_streams: int = 100
+    stream_timeout: float = 3600.0
     body_timeout: float = 10.0
     request_timeout: float = 15.0
     max_requests: int = 1000

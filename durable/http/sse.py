@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from durable.errors import StoreUnavailable
 from durable.http.limits import allow
 from durable.http.problems import Problem
+from durable.http.runtime import HttpOptions
 
 _FIRST, _MOST = 0.05, 1.0
 """Seconds between two looks: at once after something came, then doubling."""
@@ -30,9 +31,6 @@ _SHARE = 20
 
 _KEEP_ALIVE = 15.0
 """Seconds without an event after which a comment is sent, so that nobody in between takes the connection for dead."""
-
-LIFETIME = 3600.0
-"""Seconds after which a stream ends, so that its client comes again, and shows a token that still holds."""
 
 _GOODBYE = 10.0
 """Seconds more in which a client that does not read has to take what was written."""
@@ -64,11 +62,12 @@ class Streams:
     """The event streams of one application.
 
     Args:
-        most: How many may be open at the same time.
+        options: ``max_streams`` and ``stream_timeout``.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, options: HttpOptions) -> None:
+        self._most = options.max_streams
+        self.lifetime = options.stream_timeout
         self._open = 0
         self._closing = asyncio.Event()
 
@@ -77,7 +76,7 @@ class Streams:
         """Those of ``app``."""
         found: Streams | None = getattr(app.state, "streams", None)
         if found is None:
-            found = app.state.streams = cls(app.state.durable.options.max_streams)
+            found = app.state.streams = cls(app.state.durable.options)
         return found
 
     def close(self) -> None:
@@ -110,8 +109,9 @@ async def stream(request: Request, source: Source) -> Response:
     first = await source()  # what cannot be followed is an error with a status of its own
     if first.over and not first.events:
         return Response(status_code=204)
-    allow(request, LIFETIME + _GOODBYE)
-    return EventStream(Streams.of(request.app), first, source)
+    streams = Streams.of(request.app)
+    allow(request, streams.lifetime + _GOODBYE)
+    return EventStream(streams, first, source)
 
 
 class EventStream(StreamingResponse):
@@ -132,7 +132,7 @@ class EventStream(StreamingResponse):
 
 
 async def _follow(streams: Streams, first: Look, source: Source) -> AsyncIterator[bytes]:
-    ends = time.monotonic() + LIFETIME
+    ends = time.monotonic() + streams.lifetime
     yield format_sse_event(comment="durable", retry=_RETRY)
     look, pause, cost, spoke = first, _FIRST, 0.0, time.monotonic()
     while True:
@@ -147,7 +147,7 @@ async def _follow(streams: Streams, first: Look, source: Source) -> AsyncIterato
         elif started - spoke >= _KEEP_ALIVE:
             yield format_sse_event(comment="still here")
             spoke = started
-        if started >= ends or await streams.closing(max(pause, cost * _SHARE)):
+        if started >= ends or await streams.closing(max(pause, min(cost * _SHARE, _KEEP_ALIVE))):
             return
         started = time.monotonic()
         try:

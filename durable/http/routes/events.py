@@ -36,7 +36,7 @@ LastEventId = Annotated[
 After = Annotated[str | None, Query(max_length=200, description="The same, for the first connection.")]
 
 _STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Events, until the client goes, the stream is over, or an hour has passed."},
+    200: {"description": "Events, until the client goes, the stream is over, or its time has passed (an hour)."},
     204: {"description": "Nothing will come any more: do not connect again."},
 }
 
