@@ -19,6 +19,7 @@ from durable.inbox import Accept
 from durable.model import Also, Awaited, Failure, Kind, NewRun, Signal, State
 from durable.operations import Operations
 from durable.replay import Operation
+from durable.waits import accepts
 
 _LOOK_AGAIN = timedelta(seconds=1)
 """Between two looks for the end of a child that will not be told: after an operator's retry from a step."""
@@ -87,7 +88,8 @@ class Exchange(Operations):
         if wait.event is not None:
             topic, key, lookback = wait.event
             also = Also(awaited=[Awaited(topic, key, now - timedelta(seconds=lookback))])
-        self._execution.write(self._core.note(op, now, due_at), also=also)
+        text = accepts(op.key, [*wait.codecs], None if wait.event is None else wait.event[:2])
+        self._execution.write(self._core.note(op, now, due_at, text), also=also)
 
     def _waited(self, op: Operation, wait: Wait) -> Any:
         record = self._core.deliver(op)

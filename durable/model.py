@@ -39,7 +39,7 @@ class Kind(StrEnum):
     STEP = "step"  # key charge, charge#2, …: a step's result, or its final failure
     ATTEMPT = "attempt"  # <key>/attempt/<n>: a failed attempt that will be retried; data: the Failure
     SLEEP = "sleep"  # key of the sleep: it was called; due_at is its end
-    WAIT = "wait"  # key of a wait for a signal or an event: it was called; due_at is its deadline
+    WAIT = "wait"  # key of a wait for a signal or an event: it was called; due_at is its deadline; data: see waits
     WOKE = "woke"  # <key>/woke: the end of a sleep, a wait or a child was delivered; data: what it brought
     CALL = "call"  # key of a child's call: the child was made by the write that holds this record; data: its run id
     MAP = "map"  # key of a fan-out: all of its items, <key>[<n>], have ended

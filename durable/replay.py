@@ -359,10 +359,10 @@ class Replay:
         self.seq += 1
         return Record(self.seq, key, kind, at, data, failed, attempt, duration, self.begun, compensable)
 
-    def note(self, op: Operation, at: datetime, due_at: datetime | None) -> Record:
+    def note(self, op: Operation, at: datetime, due_at: datetime | None, data: str | None = None) -> Record:
         """The record that a sleep or a wait was called; it delivers nothing."""
         self.seq += 1
-        op.scheduled = Record(self.seq, op.key, op.kind, at, due_at=due_at)
+        op.scheduled = Record(self.seq, op.key, op.kind, at, data, due_at=due_at)
         return op.scheduled
 
     def remark(

@@ -20,6 +20,7 @@ from durable.codec import Codec, result_codec
 from durable.errors import DurableError
 from durable.retry import Retry
 from durable.threads import ThreadPool
+from durable.waits import base_name
 
 _log = logging.getLogger("durable.steps")
 
@@ -43,7 +44,7 @@ class CurrentStep:
     @property
     def name(self) -> str:
         """The step's name, without its branch, item and occurrence."""
-        return self._key.removesuffix("/undo").rpartition("/")[2].partition("#")[0].partition("[")[0]
+        return base_name(self._key.removesuffix("/undo"))
 
     @property
     def idempotency_key(self) -> str:

@@ -160,8 +160,12 @@ class Store(Timetable, Oversight, Protocol):
 
     # -- workers ----------------------------------------------------------------------------------
 
-    async def register(self, worker: str, lease: float) -> None:
-        """Insert the worker with a lease of ``lease`` seconds from now. A worker id is never reused."""
+    async def register(self, worker: str, lease: float, host: str = "", pid: int = 0) -> None:
+        """Insert the worker with a lease of ``lease`` seconds from now. A worker id is never reused.
+
+        Args:
+            host, pid: Where it is, for ``workers``: told to people, and never relied upon.
+        """
         ...
 
     def renew(self, worker: str, lease: float) -> Renewal:
@@ -222,6 +226,13 @@ class Store(Timetable, Oversight, Protocol):
         The answer also holds what has been asked of runs that the worker holds, those of this answer included: each
         request with every claim, ``limit=0`` and no routes included, until the run has left the worker or the request
         is withdrawn. ``run.requested`` says it for a run claimed later.
+        """
+        ...
+
+    async def claim_run(self, worker: str, route: Route, run_id: str, batch: str, warm: Mapping[str, int]) -> Claimed:
+        """As ``claim`` of this route with a limit of 1, and of no other run than this one.
+
+        Nobody's turn is respected: it may be claimed before others of its priority that are due longer. Limits are.
         """
         ...
 

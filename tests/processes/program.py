@@ -76,8 +76,8 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    async def register(self, worker: str, lease: float) -> None:
-        await self._store.register(worker, lease)
+    async def register(self, worker: str, *args: Any) -> None:
+        await self._store.register(worker, *args)
         tell("registered", worker=worker)
 
     def renew(self, worker: str, lease: float) -> Renewal:

@@ -35,6 +35,26 @@ class Claims(Queues):
             told = self._signalled(worker, {ref.id for ref in refs})
             return Claimed(runs, min(upcoming, default=None), self._asked(worker), told)
 
+    async def claim_run(self, worker: str, route: Route, run_id: str, batch: str, warm: Mapping[str, int]) -> Claimed:
+        with self._lock:
+            now = self._clock.now()
+            refs = [] if worker not in self._workers else self._claim_one(worker, route, run_id, batch, now)
+            told = self._signalled(worker, {ref.id for ref in refs})
+            return Claimed([self._claimed(ref, warm) for ref in refs], None, self._asked(worker), told)
+
+    def _claim_one(self, worker: str, route: Route, run_id: str, batch: str, now: datetime) -> list[RunRef]:
+        batches = self._batches[worker]
+        if batch in batches:
+            return [ref for ref in batches[batch] if self._is_held(worker, ref)]
+        row = self._rows.get(run_id)
+        if row is None or row.route != route or row.ready_at is None or row.ready_at > now:
+            return []
+        suspected = row.suspect and any(self._rows[other].suspect for other in self._held[worker])
+        if suspected or not self._is_open(route.queue, now) or not self._admit(row, now):
+            return []
+        batches[batch] = [self._lease(row, worker, now)]  # its entry in the claim index is stale from now on
+        return batches[batch]
+
     def _upcoming(self, index: Ready, now: datetime) -> list[datetime]:
         """When something of this route will be due, and when what is due has a token."""
         opens_at = None if index.first_due(now) is None else self._opens_at(index.route.queue, now)

@@ -112,7 +112,7 @@ class Queues(Shared):
         if key is not None:
             self._shares.setdefault((queue, key), set()).add(row.new.id)
             self._take_token((queue, key), limits.rate_per_key, now)
-            self._go_on((queue, key), now, _route(row))
+            self._go_on((queue, key), now, row.route)
         return True
 
     def _has_share(self, share: Share, limits: Queue, now: datetime) -> bool:
@@ -148,11 +148,11 @@ class Queues(Shared):
             row.blocked = row.ready_at
         assert row.blocked is not None
         row.ready_at = None
-        group = self._groups.setdefault(share, {}).setdefault(_route(row), _Group())
+        group = self._groups.setdefault(share, {}).setdefault(row.route, _Group())
         group.let_go.discard(row.new.id)
         group.waiting.add(row.new.id)
         heappush(group.order, (row.new.priority, row.blocked, row.new.id))
-        self._go_on(share, now, _route(row))  # with a place free it is for a token that the first one waits
+        self._go_on(share, now, row.route)  # with a place free it is for a token that the first one waits
 
     def _unblock(self, row: Row) -> None:
         """Forget that it was blocked."""
@@ -160,11 +160,11 @@ class Queues(Shared):
         if row.blocked is None or share not in self._groups:
             return
         row.blocked = None
-        group = self._groups[share][_route(row)]
+        group = self._groups[share][row.route]
         group.waiting.discard(row.new.id)
         group.let_go.discard(row.new.id)
         if not group.waiting and not group.let_go:
-            del self._groups[share][_route(row)]
+            del self._groups[share][row.route]
         if not self._groups[share]:
             del self._groups[share]
 
@@ -186,7 +186,7 @@ class Queues(Shared):
 
     def _free(self, row: Row, ready_at: datetime) -> None:
         if row.blocked is not None:
-            group = self._groups[row.new.queue, row.new.limit_key or ""][_route(row)]
+            group = self._groups[row.new.queue, row.new.limit_key or ""][row.route]
             group.waiting.discard(row.new.id)
             group.let_go.add(row.new.id)
         super()._free(row, ready_at)
@@ -208,8 +208,4 @@ class Queues(Shared):
         super()._withdrawn(row, now)
         self._unblock(row)
         if row.new.limit_key is not None:
-            self._go_on((row.new.queue, row.new.limit_key), now, _route(row))
-
-
-def _route(row: Row) -> Route:
-    return Route(row.new.workflow, row.new.version, row.new.queue)
+            self._go_on((row.new.queue, row.new.limit_key), now, row.route)

@@ -46,6 +46,10 @@ class Row:
         return self.takeovers >= SUSPECT_AFTER
 
     @property
+    def route(self) -> Route:
+        return Route(self.new.workflow, self.new.version, self.new.queue)
+
+    @property
     def linked(self) -> bool:
         return self.makes or self.placed or self.new.parent is not None or self.new.concurrency_key is not None
 

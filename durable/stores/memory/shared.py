@@ -26,13 +26,14 @@ class Shared:
         self._keys: dict[tuple[str, str], str] = {}
         self._ready: dict[Route, Ready] = {}
         self._workers: dict[str, datetime] = {}  # live worker rows: when the lease expires
+        self._homes: dict[str, tuple[str, int, datetime]] = {}  # worker → its host, its process, since when
         self._held: dict[str, set[str]] = {}  # worker → the runs that it owns
         self._batches: dict[str, dict[str, list[RunRef]]] = {}  # worker → batch id → what it was given
 
     def _free(self, row: Row, ready_at: datetime) -> None:
         """Let the run be claimed from ``ready_at`` on."""
         row.ready_at = ready_at
-        self._index(Route(row.new.workflow, row.new.version, row.new.queue)).add(ready_at, row.new.id)
+        self._index(row.route).add(ready_at, row.new.id)
 
     def _index(self, route: Route) -> Ready:
         index = self._ready.get(route)

@@ -17,10 +17,10 @@ from durable.model import Outcome, RunWrite
 from durable.store import Clock, Hint, OnConnection
 from durable.stores.memory.claims import Claims
 from durable.stores.memory.commits import Commits
+from durable.stores.memory.oversight import Oversight
 from durable.stores.memory.reading import Reading
 from durable.stores.memory.requesting import Requesting
 from durable.stores.memory.schedules import Schedules
-from durable.stores.memory.workers import Workers
 
 
 @runtime_checkable
@@ -30,7 +30,7 @@ class MovedByHand(Protocol):
     def listen(self, listener: Callable[[timedelta], None]) -> None: ...
 
 
-class MemoryStore(Workers, Claims, Commits, Schedules, Requesting, Reading):
+class MemoryStore(Oversight, Claims, Commits, Schedules, Requesting, Reading):
     """All runs in dictionaries. Engines may share it, also from several event loops and threads.
 
     Args:

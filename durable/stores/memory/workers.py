@@ -14,9 +14,11 @@ from durable.stores.memory.shared import Shared
 class Workers(Shared):
     """Register, renew, unregister, reap."""
 
-    async def register(self, worker: str, lease: float) -> None:
+    async def register(self, worker: str, lease: float, host: str = "", pid: int = 0) -> None:
         with self._lock:
-            self._workers[worker] = self._clock.now() + timedelta(seconds=lease)
+            now = self._clock.now()
+            self._workers[worker] = now + timedelta(seconds=lease)
+            self._homes.setdefault(worker, (host, pid, now))
             self._held.setdefault(worker, set())
             self._batches.setdefault(worker, {})
 
@@ -63,6 +65,7 @@ class Workers(Shared):
     def _remove_worker(self, worker: str) -> list[Row]:
         """Delete the worker's row; its runs, which have no owner from then on."""
         self._workers.pop(worker, None)
+        self._homes.pop(worker, None)
         self._batches.pop(worker, None)
         rows = [self._rows[run_id] for run_id in sorted(self._held.pop(worker, ()))]
         for row in rows:

@@ -20,6 +20,7 @@ _NEVER_PREPARED = frozenset(
     {
         *("list_runs", "ended_before", "set_aside", "delete_runs", "match_events", "forget_events", "forget_signals"),
         *("forget_keys", "forget_merged", "found_schedules", "list_schedules", "ticks"),
+        *("workers", "census", "stranded_runs", "expired_leases", "free_stranded"),
     }
 )
 """Rare statements without a shape that has one plan: on small tables a scan is theirs, and a prepared one would keep it

@@ -32,13 +32,9 @@ from durable.model import (
     Published,
     Queue,
     Reaped,
-    Record,
     Renewal,
     Request,
-    Run,
-    RunFilter,
     RunRef,
-    RunSummary,
     RunWrite,
     Sent,
     State,
@@ -66,7 +62,9 @@ from durable.stores.postgres.foreign import OnPostgresConnection
 from durable.stores.postgres.hints import Hints
 from durable.stores.postgres.lease import LeaseConnection
 from durable.stores.postgres.literals import Parameter
+from durable.stores.postgres.oversight import Oversight
 from durable.stores.postgres.queues import Limits
+from durable.stores.postgres.reading import Reading
 from durable.stores.postgres.reaping import STUCK_AFTER, Blockers
 from durable.stores.postgres.routing import Routes
 from durable.stores.postgres.schedules import Schedules
@@ -77,10 +75,10 @@ from durable.stores.postgres.wire import Call
 SHARD = "0"  # a single Postgres has one
 _LANES = ("claim", "flush", "effect", *transactions.LANES)
 """Each under a row of its own with the worker's lease, for what it sends at the same time as the others."""
-_LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+_ONLY, _MARK = "_only", "/* only this run */"
 
 
-class PostgresStore(Schedules):
+class PostgresStore(Reading, Schedules, Oversight):
     """Runs in a schema of a Postgres database.
 
     Constructing it does no I/O.
@@ -109,7 +107,7 @@ class PostgresStore(Schedules):
         self._given_url, self._url = url, without_password(url)
         self._prepare_threshold = prepare_threshold
         self._pool_size = pool_size
-        self._statements = {name: _without_comments(sql) for name, sql in statements("postgres", schema).items()}
+        self._statements = _prepared(statements("postgres", schema))
         self._migrations = migrations("postgres", schema)
         self._clock = ServerClock()
         self._lease = LeaseConnection(self._server, self._statements["renew"])
@@ -219,8 +217,9 @@ class PostgresStore(Schedules):
 
     # -- workers ----------------------------------------------------------------------------------
 
-    async def register(self, worker: str, lease: float) -> None:
-        await self._use.write("register", self._call("register", worker, str(lease), literals.words(_LANES)))
+    async def register(self, worker: str, lease: float, host: str = "", pid: int = 0) -> None:
+        named = worker, str(lease), literals.words(_LANES), host, str(pid)
+        await self._use.write("register", self._call("register", *named))
 
     def renew(self, worker: str, lease: float) -> Renewal:
         """Extend the lease; from the heartbeat thread only."""
@@ -272,6 +271,21 @@ class PostgresStore(Schedules):
         warm: Mapping[str, int],
         done: Sequence[str] = (),
     ) -> Claimed:
+        return await self._claim(worker, routes, limit, batch, warm, done)
+
+    async def claim_run(self, worker: str, route: Route, run_id: str, batch: str, warm: Mapping[str, int]) -> Claimed:
+        return await self._claim(worker, [route], 1, batch, warm, (), _existing(run_id))
+
+    async def _claim(
+        self,
+        worker: str,
+        routes: Sequence[Route],
+        limit: int,
+        batch: str,
+        warm: Mapping[str, int],
+        done: Sequence[str],
+        *only: str,
+    ) -> Claimed:
         numbers = await self._routes.numbers(self._use, routes)
         wanted = [numbers[route] for route in routes]
         self._turn += 1
@@ -282,12 +296,12 @@ class PostgresStore(Schedules):
         for _ in range(REPEATS):
             known = self._limits.version
             limited = self._limits.claim(self._use, worker, SHARD, routes, turned)
-            claim = "claim_runs" if limited is None else "claim_limited"
+            claim = ("claim_runs" if limited is None else "claim_limited") + (_ONLY if only else "")
             lane = self._use.claim
             [drained], *answers = await lane.transaction(
                 self._call("drain_wakes", SHARD),
                 *(limited.before if limited else ()),
-                self._call(claim, worker, SHARD, *asked, literals.ids(done), known),
+                self._call(claim, worker, SHARD, *asked, literals.ids(done), known, *only),
                 self._call("claim_histories", worker, batch),
                 self._call("claim_signals", worker, batch),
                 self._call("claim_rest", SHARD, turned, worker, batch),
@@ -455,34 +469,6 @@ class PostgresStore(Schedules):
     async def delete(self, run_id: str) -> bool:
         return await pruning.delete(self._use, SHARD, _existing(run_id))
 
-    async def get_runs(self, run_ids: Sequence[str]) -> list[Run]:
-        return [rows.run(row) for row in await self._use.read("get_runs", SHARD, literals.ids(literals.known(run_ids)))]
-
-    async def find_key(self, workflow: str, key: str) -> str | None:
-        found = await self._use.read("find_key", SHARD, workflow, key)
-        return found[0][0] if found else None
-
-    async def ended(self, run_ids: Sequence[str]) -> list[Run]:
-        return [
-            rows.run(row) for row in await self._use.read("ended_runs", SHARD, literals.ids(literals.known(run_ids)))
-        ]
-
-    async def list_runs(self, where: RunFilter, limit: int, before: str | None) -> list[RunSummary]:
-        if where.parent is not None and not literals.known([where.parent]):
-            return []
-        found = await self._use.read(
-            "list_runs",
-            *(SHARD, before or _LAST_ID, where.workflow, where.version, where.state),
-            rows.tags_text(where.tags) if where.tags else None,
-            *(_instant(where.created_after), _instant(where.created_before), str(limit), where.queue, where.parent),
-            where.schedule,
-        )
-        return [rows.summary(row) for row in found]
-
-    async def history(self, run_id: str) -> list[Record]:
-        known = literals.known([run_id])
-        return [rows.record(row) for row in await self._use.read("history", SHARD, *known)] if known else []
-
     # -- hints ------------------------------------------------------------------------------------
 
     def subscribe(self, callback: Callable[[Hint], None]) -> Callable[[], None]:
@@ -501,8 +487,12 @@ def _existing(run_id: str) -> str:
     return known[0]
 
 
-def _instant(when: datetime | None) -> str | None:
-    return None if when is None else when.isoformat()
+def _prepared(statements: Mapping[str, str]) -> dict[str, bytes]:
+    """What is sent: with the two claims once more for one run, which they look up by its id."""
+    marked = [
+        (name + _ONLY, sql.replace(_MARK, "AND r.id = $10::uuid")) for name, sql in statements.items() if _MARK in sql
+    ]
+    return {name: _without_comments(sql) for name, sql in (*statements.items(), *marked)}
 
 
 def _without_comments(sql: str) -> bytes:

@@ -103,6 +103,10 @@ class Connection:
         """
         return self._patiently(lambda: self._raw.execute(self._statements[statement], parameters()).rowcount)
 
+    def define(self, sql: str) -> None:
+        """Run one statement of the migrations, which is in no list."""
+        self._patiently(lambda: self._raw.execute(sql))
+
     @contextmanager
     def transaction(self) -> Generator[None, None, None]:
         """Several statements in one transaction, for what one statement cannot decide. Others wait for its end."""

@@ -21,12 +21,23 @@ _LOOKS = 50
 
 
 def take(
-    db: Connection, now: Callable[[], int], worker: str, batch: str, routes: str, limit: int, done: str
+    db: Connection,
+    now: Callable[[], int],
+    worker: str,
+    batch: str,
+    routes: str,
+    limit: int,
+    done: str,
+    one: str | None = None,
 ) -> int | None:
-    """Claim up to ``limit`` runs, which are in the table ``claimed`` then. When it has not looked at all: the time."""
+    """Claim up to ``limit`` runs, which are in the table ``claimed`` then. When it has not looked at all: the time.
+
+    Args:
+        one: The id of the only run to claim; None: any.
+    """
     left = at_most = max(limit, 0)
     for look in range(_LOOKS):
-        parameters = (worker, batch, routes, left, done, _AHEAD, look > 0)
+        parameters = (worker, batch, routes, left, done, _AHEAD, look > 0, one)
         db.write("claim", lambda: (now(), *parameters))  # noqa: B023
         taken = db.value("admitted")
         if taken is None or taken >= at_most:

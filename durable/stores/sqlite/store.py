@@ -48,6 +48,7 @@ from durable.stores.sqlite import documents, signals
 from durable.stores.sqlite.connection import Connection, Refused, script
 from durable.stores.sqlite.creating import create
 from durable.stores.sqlite.exchange import Exchange
+from durable.stores.sqlite.oversight import Oversight
 from durable.stores.sqlite.queues import decode_queues, encode_queues, take
 from durable.stores.sqlite.requesting import ask
 from durable.stores.sqlite.schedules import Schedules
@@ -68,7 +69,7 @@ _PRUNE_AT_ONCE = 50  # runs a transaction: with 100 records each 17 ms; 500 of t
 _MAX_DOCUMENT = 64 * 1024 * 1024  # characters a statement; SQLite's own limit is 1,000,000,000 bytes
 
 
-class SQLiteStore(Exchange, Schedules):
+class SQLiteStore(Exchange, Schedules, Oversight):
     """All runs in one SQLite file, which several processes of one machine may share.
 
     Args:
@@ -167,8 +168,12 @@ class SQLiteStore(Exchange, Schedules):
 
     # -- workers ----------------------------------------------------------------------------------
 
-    async def register(self, worker: str, lease: float) -> None:
-        await self._write(lambda db: db.write("register", lambda: self._lease(worker, lease)))
+    async def register(self, worker: str, lease: float, host: str = "", pid: int = 0) -> None:
+        documents.encode(host)
+        home = {"host": host, "pid": pid}
+        await self._write(
+            lambda db: db.write("register", lambda: {**self._lease(worker, lease), **home, "now": self._now()})
+        )
 
     def renew(self, worker: str, lease: float) -> Renewal:
         with self._renewing:
@@ -211,13 +216,28 @@ class SQLiteStore(Exchange, Schedules):
         warm: Mapping[str, int],
         done: Sequence[str] = (),
     ) -> Claimed:
+        return await self._claim(worker, routes, limit, batch, warm, done)
+
+    async def claim_run(self, worker: str, route: Route, run_id: str, batch: str, warm: Mapping[str, int]) -> Claimed:
+        return await self._claim(worker, [route], 1, batch, warm, (), run_id)
+
+    async def _claim(
+        self,
+        worker: str,
+        routes: Sequence[Route],
+        limit: int,
+        batch: str,
+        warm: Mapping[str, int],
+        done: Sequence[str],
+        one: str | None = None,
+    ) -> Claimed:
         wanted = list(dict.fromkeys(routes))
         self._turn = (self._turn + 1) % max(len(wanted), 1)  # else a route that is never drained starves the rest
         asked = documents.encode(wanted[self._turn :] + wanted[: self._turn])
         forget = documents.encode(list(done))
 
         def claim(db: Connection) -> Claimed:
-            stopped_at = take(db, self._now, worker, batch, asked, limit, forget)
+            stopped_at = take(db, self._now, worker, batch, asked, limit, forget, one)
             runs = documents.decode_runs(db.value("claimed_runs"))
             cold = [n for run, _, n in runs if warm.get(run.id) != run.claim - 1]
             records = db.value("claimed_records", {"runs": documents.encode(cold)}) if cold else "[]"

@@ -50,7 +50,7 @@ WITH lane AS MATERIALIZED (
                 SELECT FROM durable.history AS h WHERE h.shard = r.shard AND h.run_id = r.id
                 AND h.seq > r.takeover_seq AND h.kind <> 'takeover' AND h.worker IS NOT NULL) AS suspect
         ) AS run
-        WHERE r.shard = $2::smallint AND r.route = slot.route AND r.priority = slot.priority AND r.ready_at <= now()
+        WHERE r.shard = $2::smallint AND r.route = slot.route AND r.priority = slot.priority AND r.ready_at <= now() /* only this run */
           AND NOT (run.suspect AND (SELECT a_suspect FROM held))
         ORDER BY r.ready_at
         LIMIT (SELECT $4::integer)

@@ -1,10 +1,11 @@
 -- Leases: register, renew, unregister, reap.
 
 -- name: register
--- $1 worker, $2 seconds, $3 lanes. The version of the limits is locked: who changes it at this moment is waited
+-- $1 worker, $2 seconds, $3 lanes, $4 host, $5 process. The version of the limits is locked: who changes it at this moment is waited
 -- for, or waits, and then finds this row.
-INSERT INTO durable.workers (id, lane, expires_at, limits)
-SELECT $1::uuid, lane, now() + make_interval(secs => $2::float8), (SELECT version FROM durable.limits_version FOR SHARE)
+INSERT INTO durable.workers (id, lane, expires_at, host, pid, limits)
+SELECT $1::uuid, lane, now() + make_interval(secs => $2::float8), $4::text, $5::integer,
+       (SELECT version FROM durable.limits_version FOR SHARE)
 FROM unnest($3::text[]) AS l (lane)
 ON CONFLICT (id, lane) DO NOTHING
 

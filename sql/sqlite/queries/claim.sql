@@ -13,10 +13,11 @@ CREATE TEMP TABLE full_queues (name TEXT PRIMARY KEY) WITHOUT ROWID
 
 -- name: session_claiming_view
 -- routes: [[workflow, version, queue], …]; done: [batch, …]; ahead: where there are limits, look at so many more than
--- at_most, since what cannot be taken may stand in front; more: look on, beyond what the batch was given
+-- at_most, since what cannot be taken may stand in front; more: look on, beyond what the batch was given; one: the only
+-- run to claim, or null
 CREATE TEMP VIEW claiming AS
 SELECT NULL AS now, NULL AS worker, NULL AS batch, NULL AS routes, NULL AS at_most, NULL AS done, NULL AS ahead,
-    NULL AS more
+    NULL AS more, NULL AS one
 
 -- name: session_claiming
 CREATE TEMP TRIGGER claiming_into INSTEAD OF INSERT ON claiming BEGIN
@@ -50,7 +51,8 @@ CREATE TEMP TRIGGER claiming_into INSTEAD OF INSERT ON claiming BEGIN
     FROM json_each('[0,1,2,3,4,5,6,7,8,9]') AS p
     CROSS JOIN json_each(NEW.routes) AS w
     CROSS JOIN durable_runs AS r INDEXED BY durable_runs_ready
-    WHERE r.workflow = w.value ->> 0 AND r.version = w.value ->> 1 AND r.queue = w.value ->> 2
+    WHERE NEW.one IS NULL
+        AND r.workflow = w.value ->> 0 AND r.version = w.value ->> 1 AND r.queue = w.value ->> 2
         AND r.priority = p.value AND r.ready_at <= NEW.now
         AND w.value ->> 2 NOT IN (SELECT name FROM full_queues)
         AND EXISTS (SELECT 1 FROM durable_workers WHERE id = NEW.worker)
@@ -67,6 +69,25 @@ CREATE TEMP TRIGGER claiming_into INSTEAD OF INSERT ON claiming BEGIN
             SELECT 1 FROM durable_queues WHERE name IN (SELECT v.value ->> 2 FROM json_each(NEW.routes) AS v))
         THEN NEW.ahead ELSE 0
     END;
+
+    -- The same of one run, by its id. It may be a suspect when the worker holds no other.
+    INSERT INTO claimed (run, claim)
+    SELECT r.n, r.claim + 1
+    FROM json_each(NEW.routes) AS w
+    CROSS JOIN durable_runs AS r
+    WHERE NEW.one IS NOT NULL
+        AND r.id = NEW.one AND r.ready_at <= NEW.now
+        AND r.workflow = w.value ->> 0 AND r.version = w.value ->> 1 AND r.queue = w.value ->> 2
+        AND w.value ->> 2 NOT IN (SELECT name FROM full_queues)
+        AND EXISTS (SELECT 1 FROM durable_workers WHERE id = NEW.worker)
+        AND (NEW.more OR NOT EXISTS (SELECT 1 FROM durable_claims WHERE worker = NEW.worker AND batch = NEW.batch))
+        AND (r.takeovers < 2 OR NOT EXISTS (
+            SELECT 1
+            FROM durable_claims AS b
+            CROSS JOIN json_each(b.runs) AS j
+            WHERE b.worker = NEW.worker AND (
+                SELECT h.takeovers >= 2 FROM durable_runs AS h
+                WHERE h.n = j.value ->> 0 AND h.claim = j.value ->> 1 AND h.owner = NEW.worker)));
 
     -- Of the suspects only the first. A look-up for each, not a join: see claimed_runs.
     DELETE FROM claimed
@@ -105,7 +126,7 @@ CREATE TEMP TRIGGER claiming_into INSTEAD OF INSERT ON claiming BEGIN
 END
 
 -- name: claim
-INSERT INTO claiming (now, worker, batch, routes, at_most, done, ahead, more) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO claiming (now, worker, batch, routes, at_most, done, ahead, more, one) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- name: claimed_runs
 -- Read after the claim's own transaction: what somebody else has reaped in between is not ours to show.
@@ -162,7 +183,7 @@ CROSS JOIN durable_runs AS r
 WHERE b.worker = :worker AND r.n = j.value ->> 0 AND r.claim = j.value ->> 1 AND r.owner = b.worker
 
 -- name: register
-INSERT INTO durable_workers (id, expires_at) VALUES (:worker, :expires_at)
+INSERT INTO durable_workers (id, expires_at, host, pid, started_at) VALUES (:worker, :expires_at, :host, :pid, :now)
 ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at
 
 -- name: renew
