@@ -35,8 +35,20 @@ LastEventId = Annotated[
 ]
 After = Annotated[str | None, Query(max_length=200, description="The same, for the first connection.")]
 
+_EVENT = {
+    "type": "object",
+    "description": "One event of the stream.",
+    "properties": {
+        "id": {"type": "string", "description": "Sent back as `Last-Event-ID` to go on after it."},
+        "event": {"type": "string", "description": "`end` for the last one of a run."},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 _STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Events, until the client goes, the stream is over, or its time has passed (an hour)."},
+    200: {
+        "description": "Events, until the client goes, the stream is over, or its time has passed (an hour).",
+        "content": {"text/event-stream": {"schema": _EVENT}},
+    },
     204: {"description": "Nothing will come any more: do not connect again."},
 }
 
