@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, get_args
 
@@ -17,7 +18,7 @@ from durable import failures
 from durable.calendar import Undeclared
 from durable.collector import sparing_collector
 from durable.durations import seconds
-from durable.errors import InvalidArgument, SchemaOutdated, SchemaTooNew
+from durable.errors import InvalidArgument, SchemaOutdated, SchemaTooNew, UnknownWorkflow
 from durable.inspector import Inspector
 from durable.meter import Meter
 from durable.model import Failure, Queue, State
@@ -25,7 +26,8 @@ from durable.operator import check_queues
 from durable.options import WorkerOptions
 from durable.scheduler import Scheduler
 from durable.sql import check_schema
-from durable.store import Hint, Store
+from durable.states import TERMINAL
+from durable.store import Hint, Route, Store
 from durable.stores import store_for
 from durable.sync import SyncClient
 from durable.testing.clock import VirtualClock
@@ -149,7 +151,8 @@ class Engine(Inspector):
     async def tick(self, run_id: str) -> State:
         """Advance one run in this process: whatever of it is ready executes, until it rests.
 
-        The workflow has to be registered here. The engine needs no worker for it, and one that it has is not involved.
+        By a worker of its own that does nothing else; one that the engine has is not involved. Children of the run are
+        runs of their own. A step that is under way when this is cancelled has ``drain_timeout`` to end.
 
         Returns:
             The run's state: ended, parked (``sleeping``, ``waiting``), ``paused``; or as it is when nothing of it was
@@ -158,9 +161,21 @@ class Engine(Inspector):
         Raises:
             RunNotFound: There is no such run.
             UnknownWorkflow: The engine does not have the run's workflow in its version.
-            StoreUnavailable: The store does not answer.
+            StoreUnavailable: The store does not answer. An outage while it executes is waited for.
         """
-        raise NotImplementedError
+        run = await self.get_run(run_id)
+        if (run.workflow, run.version) not in self._workflows:
+            raise UnknownWorkflow(
+                f"workflow {run.workflow!r} version {run.version!r} is not registered with this engine"
+            )
+        if run.state in TERMINAL or run.state is State.PAUSED:
+            return run.state
+        worker = await self._started_worker((Route(run.workflow, run.version, run.queue), run.id))
+        try:
+            await worker.until_idle()
+        finally:
+            await worker.stop()
+        return (await self.get_run(run_id)).state
 
     # -- lifetime ---------------------------------------------------------------------------------
 
@@ -216,7 +231,7 @@ class Engine(Inspector):
         self,
         *,
         loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
-        started: Callable[[], None] | None = None,
+        started: Callable[[Callable[[], object]], None] | None = None,
     ) -> None:
         """A worker's main: work until SIGTERM or SIGINT, drain, return. A second signal ends at once.
 
@@ -224,7 +239,8 @@ class Engine(Inspector):
 
         Args:
             loop_factory: Makes the event loop: ``uvloop.new_event_loop``, for example.
-            started: Called once, when the worker is registered and begins to claim.
+            started: Called once, when the worker is registered and begins to claim, with a function that does what
+                the first signal does. That one may be called from any thread, any number of times.
 
         Raises:
             ConfigurationError: It could not start; see ``start``.
@@ -235,7 +251,7 @@ class Engine(Inspector):
         finally:
             close_loop(loop)
 
-    async def _run(self, started: Callable[[], None] | None) -> None:
+    async def _run(self, started: Callable[[Callable[[], object]], None] | None) -> None:
         loop, stopping = asyncio.get_running_loop(), asyncio.Event()
 
         def on_signal(number: int) -> None:
@@ -249,7 +265,7 @@ class Engine(Inspector):
         with sparing_collector():
             async with self:
                 if started is not None:
-                    started()
+                    started(partial(loop.call_soon_threadsafe, stopping.set))
                 await stopping.wait()
 
     async def migrate(self) -> None:
@@ -330,16 +346,21 @@ class Engine(Inspector):
         await self._hooks.drained(_OBSERVERS)
         await self._store.close()
 
-    async def _started_worker(self) -> Worker:
+    async def _started_worker(self, only: tuple[Route, str] | None = None) -> Worker:
+        options = self._options
+        if only is not None:
+            options = options.replaced(concurrency=1, linger=0.0, prune_after=None)
         worker = Worker(
             self._store,
             self._workflows,
             self._services,
-            self._options,
+            options,
             self._step_timeout,
             self._hooks,
             self._capture,
             self._on_ended,
+            self._meter,
+            only,
         )
         await worker.start()
         return worker

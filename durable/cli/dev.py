@@ -41,7 +41,7 @@ def dev(
     ] = None,
     log_level: LogLevelOption = "INFO",
 ) -> None:
-    """Try things out: a worker and HTTP on this machine, anew at each change."""
+    """Try things out: a worker and HTTP, anew when a file changes."""
     set_up_logging(log_level)
     paths = list(watch or [Path.cwd()])
     if target is None and (workflows := read_settings().workflows_dir).is_dir():
@@ -100,7 +100,7 @@ class _Development:
     def _on_up(self, up: asyncio.Future[dict[str, Any]]) -> None:
         if not up.cancelled():
             url = up.result()["url"]
-            err.print(f"{url} answers, a worker runs. Try: curl {url}/v1/flows")
+            err.print(f"{url} answers, a worker runs. Try: curl {url}/v1/flows", soft_wrap=True)
 
     async def _watch(self) -> None:
         from watchfiles import PythonFilter, awatch  # pyright: ignore[reportUnknownVariableType]

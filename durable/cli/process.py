@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from durable.cli.standalone import running_engine
@@ -28,6 +29,10 @@ from durable.meter import Meter
 MISCONFIGURED, UNAVAILABLE = 1, 75
 """Exit codes, those of the whole command: starting again is of no use before somebody has corrected something; it is,
 once the database answers."""
+
+
+STATUS, DRAIN = b"status\n", b"drain\n"
+"""What a supervisor says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,9 @@ class Tally:
 class Lifeline:
     """The socket to the supervisor. Its end is the supervisor's.
 
+    The wish to drain comes here and not as a signal, for the same signal may come from elsewhere too: systemd sends it
+    to every process of a unit. The second signal ends a process at once, the second wish is as good as the first.
+
     Args:
         descriptor: Of the socket.
     """
@@ -120,10 +128,17 @@ class Lifeline:
     def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=descriptor)
         self.tally = Tally(None)
+        self.stop: Callable[[], object] = partial(os.kill, os.getpid(), signal.SIGTERM)
+        """Begins the drain. As long as nothing has started, there is nothing to drain."""
 
     def listen(self) -> None:
         """Answer from now on, in a thread of its own: a blocked event loop is not a dead process."""
         threading.Thread(target=self._answer, name="durable lifeline", daemon=True).start()
+
+    def up(self, stop: Callable[[], object], **what: Any) -> None:
+        """The process works; ``stop`` begins its drain."""
+        self.stop = stop
+        self.say(up=what)
 
     def say(self, **what: Any) -> None:
         """One message to the supervisor; when it is gone, to nobody."""
@@ -132,9 +147,12 @@ class Lifeline:
 
     def _answer(self) -> None:
         with suppress(OSError), self._socket.makefile("rb") as questions:
-            for _ in questions:
+            for question in questions:
+                if question == DRAIN:
+                    break
                 self.say(done=asdict(self.tally.done))
-        os.kill(os.getpid(), signal.SIGTERM)
+        with suppress(RuntimeError):  # the event loop is closed: this process ends anyway
+            self.stop()
 
 
 def main() -> None:
@@ -158,22 +176,27 @@ def _work(engine: Engine, order: Order, lifeline: Lifeline) -> None:
         options = engine.worker_options = options.replaced(drain_timeout=order.drain_timeout)
     if order.port is None:
         lifeline.tally = engine.meter = Tally(engine.meter)
-        engine.run(loop_factory=loop_factory(), started=lambda: lifeline.say(up={"drain": options.drain_timeout}))
+        engine.run(loop_factory=loop_factory(), started=lambda stop: lifeline.up(stop, drain=options.drain_timeout))
     else:
         serve_until_told(
             engine,
             port=order.port,
-            started=lambda url: lifeline.say(up={"drain": options.drain_timeout, "url": url}),
+            started=lambda url, stop: lifeline.up(stop, drain=options.drain_timeout, url=url),
         )
 
 
 def serve_until_told(
-    engine: Engine, *, port: int, started: Callable[[str], None], host: str = "127.0.0.1", worker: bool = True
+    engine: Engine,
+    *,
+    port: int,
+    started: Callable[[str, Callable[[], object]], None],
+    host: str = "127.0.0.1",
+    worker: bool = True,
 ) -> None:
     """The main of a process that serves HTTP: until SIGTERM or SIGINT, then as ``engine.run``.
 
     Args:
-        started: Called with the server's address, once it answers.
+        started: Called once it answers, with its address, and with a function that does what the first signal does.
 
     Raises:
         ConfigurationError: The extra is missing, it cannot or must not listen there, or the engine does not start.
@@ -195,7 +218,7 @@ def serve_until_told(
             loop.add_signal_handler(number, tell, number)
         with sparing_collector():
             async with await serve(engine, host=host, port=port, worker=worker) as server:
-                started(server.url)
+                started(server.url, partial(loop.call_soon_threadsafe, told.set))
                 await told.wait()
 
     loop = loop_factory()()

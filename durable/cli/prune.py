@@ -25,7 +25,7 @@ async def prune(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete the runs that ended longer ago than this, with all that belongs to them."""
+    """Delete the runs that ended long ago, with all that is theirs."""
     age = parse_duration(older_than)
     confirm(f"Delete every run that ended more than {lasted(age.total_seconds())} ago?", yes=yes)
     with err.status("Deleting …"):

@@ -39,5 +39,9 @@ def serve(
     engine = running_engine(target, queues=queue_names(queues), concurrency=concurrency)
     beside = "with a worker" if worker else "without a worker"
     serve_until_told(
-        engine, host=host, port=port, worker=worker, started=lambda url: err.print(f"Serving {url}, {beside}.")
+        engine,
+        host=host,
+        port=port,
+        worker=worker,
+        started=lambda url, _: err.print(f"Serving {url}, {beside}.", soft_wrap=True),
     )

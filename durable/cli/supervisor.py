@@ -15,10 +15,10 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from typing import Any
 
-from durable.cli.process import MISCONFIGURED, UNAVAILABLE, Done, Order
+from durable.cli.process import DRAIN, MISCONFIGURED, STATUS, UNAVAILABLE, Done, Order
 
 _log = logging.getLogger("durable.supervisor")
 
@@ -39,6 +39,9 @@ _MOST_DEATHS = 5
 
 _LONGEST_PAUSE = 30.0
 """Seconds between two tries to start while the database does not answer."""
+
+_LAST_WORDS = 1.0
+"""Seconds in which the socket of a process that has ended is read to its end; one that it forked may hold it open."""
 
 _PATIENCE = 5.0
 """Seconds in which a process answers, even one that is busy."""
@@ -80,24 +83,29 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def was_up(self) -> bool:
+        """Whether it said that it works."""
+        return self.up.done() and not self.up.cancelled()
+
     async def ended(self) -> int:
         """Its exit code, once it has ended; negative: the signal that ended it."""
         code = await self._process.wait()
-        await self._hearing
+        await asyncio.wait([self._hearing], timeout=_LAST_WORDS)
+        self._hearing.cancel()
         self.up.cancel()
         self._lifeline.close()
         return code
 
     async def finished(self) -> int:
         """Tell it to drain, and wait for its end; what takes longer than it promised is killed."""
-        self.signal(signal.SIGTERM)
-        up = self.up.done() and not self.up.cancelled()
-        drain = self.up.result()["drain"] if up else _UNKNOWN_DRAIN
+        self._say(DRAIN)
+        drain = self.up.result()["drain"] if self.was_up else _UNKNOWN_DRAIN
         try:
             async with asyncio.timeout(drain + _GRACE):
                 await self._process.wait()
         except TimeoutError:
-            _log.error("process %d did not end within %g s of SIGTERM: it is killed", self.pid, drain + _GRACE)
+            _log.error("process %d did not end within %g s: it is killed", self.pid, drain + _GRACE)
             self.signal(signal.SIGKILL)
         return await self.ended()
 
@@ -110,14 +118,18 @@ class Child:
         self._answer = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(_PATIENCE):
-                self._lifeline.write(b"\n")
+                self._say(STATUS)
                 now = await self._answer
         except (TimeoutError, OSError, asyncio.CancelledError):
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
             return None
         before, self._before = self._before, now
-        return Done(*(a - b for a, b in zip(asdict(now).values(), asdict(before).values(), strict=True)))
+        return Done(*(a - b for a, b in zip(astuple(now), astuple(before), strict=True)))
+
+    def _say(self, what: bytes) -> None:
+        if not self._lifeline.is_closing():
+            self._lifeline.write(what)
 
     async def _hear(self, reader: asyncio.StreamReader) -> None:
         with suppress(ConnectionError):
@@ -139,10 +151,19 @@ class Stop:
         self.insisted = asyncio.Event()
         self.code = 0
         """The exit code; one above 128: the signal that insisted."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-                loop.add_signal_handler(number, self._on_signal, number)
+        self._loop = asyncio.get_running_loop()
+        self._numbers = [
+            number
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            if signal.getsignal(number) is not signal.SIG_IGN  # nohup
+        ]
+        for number in self._numbers:
+            self._loop.add_signal_handler(number, self._on_signal, number)
+
+    def close(self) -> None:
+        """Heed signals no more."""
+        for number in self._numbers:
+            self._loop.remove_signal_handler(number)
 
     def give_up(self, code: int) -> None:
         """End, with this code."""
@@ -181,46 +202,51 @@ class Supervisor:
         """
         self._stop = Stop()
         self._proven = asyncio.Event()
-        self._insisting = asyncio.get_running_loop().create_task(self._insist())
-        places = [asyncio.get_running_loop().create_task(self._keep())]
-        await asyncio.wait(
-            [*places, proven := asyncio.get_running_loop().create_task(self._proven.wait())],
-            return_when=asyncio.FIRST_COMPLETED,
-        )
+        task = asyncio.get_running_loop().create_task
+        insisting, proven = task(self._insist()), task(self._proven.wait())
+        places = [task(self._keep())]
+        await asyncio.wait([*places, proven], return_when=asyncio.FIRST_COMPLETED)
         proven.cancel()
         if self._proven.is_set():
-            places += [asyncio.get_running_loop().create_task(self._keep()) for _ in range(1, self._processes)]
-        status = asyncio.get_running_loop().create_task(self._report())
+            places += [task(self._keep()) for _ in range(1, self._processes)]
+        status = task(self._report())
         await asyncio.gather(*places)
         status.cancel()
-        self._insisting.cancel()
+        insisting.cancel()
+        self._stop.close()
         return self._stop.code
 
     async def _keep(self) -> None:
         """One place: a process, and another one whenever it dies."""
-        deaths = 0
+        tries = deaths = 0
         while not self._stop.asked.is_set():
             child = await Child.start(self._order)
             self._live.add(child)
             code = await self._lived(child)
             self._live.discard(child)
             if self._stop.asked.is_set():
-                if code == -signal.SIGKILL and not self._stop.insisted.is_set():
-                    self._stop.give_up(GAVE_UP)
+                self._drained(child, code)
                 return
             if not self._proven.is_set():
                 self._stop.give_up(code if code in (MISCONFIGURED, UNAVAILABLE) else GAVE_UP)
                 return
-            deaths = 1 if time.monotonic() - child.began >= _STEADY else deaths + 1
-            if deaths > _MOST_DEATHS and code != UNAVAILABLE:
+            if time.monotonic() - child.began >= _STEADY:
+                tries = deaths = 0
+            tries, deaths = tries + 1, deaths + (code != UNAVAILABLE)
+            if deaths > _MOST_DEATHS:
                 _log.error("process %d %s, as %d before it: giving up", child.pid, how_it_ended(code), _MOST_DEATHS)
                 self._stop.give_up(GAVE_UP)
                 return
-            await self._pause(child, code, deaths)
+            await self._pause(child, code, tries)
 
-    async def _pause(self, child: Child, code: int, deaths: int) -> None:
+    def _drained(self, child: Child, code: int) -> None:
+        if code and child.was_up and not self._stop.insisted.is_set():
+            _log.error("process %d %s while it drained: its runs wait for their leases", child.pid, how_it_ended(code))
+            self._stop.give_up(GAVE_UP)
+
+    async def _pause(self, child: Child, code: int, tries: int) -> None:
         self._restarts += 1
-        pause = 0.0 if deaths == 1 else min(2.0 ** (deaths - 2), _LONGEST_PAUSE)
+        pause = 0.0 if tries == 1 else min(2.0 ** (tries - 2), _LONGEST_PAUSE)
         _log.warning(
             "process %d %s: starting another one%s", child.pid, how_it_ended(code), f" in {pause:g} s" if pause else ""
         )
@@ -258,11 +284,7 @@ class Supervisor:
             _log.info("%s", self._line([news for news in heard if news is not None], silent))
 
     def _line(self, heard: Sequence[Done], silent: Sequence[int]) -> str:
-        total = (
-            Done(*(sum(values) for values in zip(*(asdict(news).values() for news in heard), strict=True)))
-            if heard
-            else Done()
-        )
+        total = Done(*map(sum, zip(*map(astuple, heard), strict=True)))
         parts = [
             f"{len(heard)} of {self._processes} worker processes answer",
             f"in {self._status_every:g} s {total.claimed:,} runs were claimed, {total.steps:,} steps ended"
