@@ -16,9 +16,11 @@ from typing import Any
 from durable import failures
 from durable.committer import Pending
 from durable.host import Host
+from durable.meter import Meter
 from durable.model import Failure, Record, RunSummary
 from durable.replay import Operation, Replay
 from durable.steps import Call, CurrentStep, invoke
+from durable.waits import base_name
 
 
 @dataclass(slots=True)
@@ -88,9 +90,14 @@ class Attempts:
                 try:
                     step = CurrentStep(self._run.id, op.key, number, call.shared)
                     value = await invoke(call, step, self._host.threads)
-                    return Attempt(number, time.monotonic() - started, None, value)
+                    duration = time.monotonic() - started
+                    if self._host.meter is not None:
+                        self._measure(self._host.meter, op.key, duration, failed=False)
+                    return Attempt(number, duration, None, value)
                 except Exception as error:
                     duration = time.monotonic() - started
+                    if self._host.meter is not None:
+                        self._measure(self._host.meter, op.key, duration, failed=True)
                     if call.retry is None or not call.retry.wants_retry(error, number):
                         return Attempt(number, duration, error, None)
                     delay = call.retry.delay_after(error, number, random())
@@ -105,6 +112,10 @@ class Attempts:
             self.busy -= 1
             if self.closed or self._timers:  # else nothing waits for this one to end
                 self._touch()
+
+    def _measure(self, meter: Meter, key: str, duration: float, *, failed: bool) -> None:
+        step = key.removesuffix("/undo")
+        meter.step(self._run.workflow, base_name(step) + key[len(step) :], duration, failed)
 
     def failed(self, op: Operation, failure: Failure, number: int, duration: float, delay: float) -> datetime:
         """Record a failed attempt that another one may follow after ``delay`` seconds; returns when."""

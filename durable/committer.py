@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
@@ -150,12 +151,20 @@ class Committer:
         store: Where to.
         worker: Whose lease every write proves.
         closed: Whether the lease is known to be lost, so that resending has no purpose.
+        measured: Called after each flush that the store has answered: seconds, and how many runs it has touched.
     """
 
-    def __init__(self, store: Store, worker: str, closed: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        worker: str,
+        closed: Callable[[], bool],
+        measured: Callable[[float, int], None] | None = None,
+    ) -> None:
         self._store = store
         self._worker = worker
         self._closed = closed
+        self._measured = measured
         self._loop = asyncio.get_running_loop()
         self._open: dict[str, Pending] = {}  # gathered and not sent, by run
         self._group = GroupCommit[Pending](self._flush)
@@ -193,6 +202,7 @@ class Committer:
             run_id = pending.ref.id
             if self._open.get(run_id) is pending:
                 del self._open[run_id]
+        sent = time.monotonic()
         try:
             outcomes = await resending(lambda: self._store.commit(self._worker, batch), self._closed)
         except PayloadError as error:
@@ -205,6 +215,8 @@ class Committer:
             for pending in batch:
                 pending.settle(DurableError(f"commit failed: {error!r}"))
         else:
+            if self._measured is not None:
+                self._measured(time.monotonic() - sent, len(batch))
             await self._settle(batch, outcomes)
 
     async def _isolate(self, batch: list[Pending], error: PayloadError) -> None:

@@ -38,10 +38,17 @@ class Heartbeat:
         lease: Seconds.
         sent: ``time.monotonic()`` before the row was written.
         on_renewal: Called on the event loop with each answer of the store.
+        measured: Called in the thread after each try: whether it has renewed the lease.
     """
 
     def __init__(
-        self, store: Store, worker: str, lease: float, sent: float, on_renewal: Callable[[Renewal], None]
+        self,
+        store: Store,
+        worker: str,
+        lease: float,
+        sent: float,
+        on_renewal: Callable[[Renewal], None],
+        measured: Callable[[bool], None] | None = None,
     ) -> None:
         self.deadline = sent + lease - margin(lease)
         """``time.monotonic()`` after which this process must not start a step."""
@@ -49,6 +56,7 @@ class Heartbeat:
         self._worker = worker
         self._lease = lease
         self._on_renewal = on_renewal
+        self._measured = measured
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._loop_seen = time.monotonic()
@@ -86,12 +94,18 @@ class Heartbeat:
             renewal = self._store.renew(self._worker, self._lease)
         except StoreUnavailable as error:
             left = self.deadline - time.monotonic()
+            self._measure(renewed=False)
             _log.warning("the lease was not renewed (%s); steps may start for another %.1f s", error, max(0.0, left))
             return False
         if renewal.alive:
             self.deadline = sent + self._lease - margin(self._lease)
+        self._measure(renewed=renewal.alive)
         self._on_loop(lambda: self._on_renewal(renewal))
         return True
+
+    def _measure(self, *, renewed: bool) -> None:
+        if self._measured is not None:
+            self._measured(renewed)
 
     def _watch_loop(self) -> None:
         blocked = time.monotonic() - self._loop_seen

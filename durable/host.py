@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from durable.committer import Committer
 from durable.hooks import Hooks
+from durable.meter import Meter
 from durable.model import Change, Effect, Failure, Outcome, RunRef, RunWrite
 from durable.steps import StillRunning
 from durable.store import Clock
@@ -21,6 +22,7 @@ class Host(Protocol):
     committer: Committer
     clock: Clock
     hooks: Hooks
+    meter: Meter | None
     linger: float
     threads: StillRunning
 

@@ -24,5 +24,6 @@ class Meter(Protocol):
         ...
 
     def step(self, workflow: str, name: str, seconds: float, failed: bool) -> None:
-        """An attempt of a step ended. ``name`` without branch and occurrence, so that names are few."""
+        """An attempt of a step ended. ``name`` is without branch, item and occurrence; a compensation's ends with
+        ``/undo``."""
         ...

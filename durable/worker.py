@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -16,13 +17,15 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from durable import failures
+from durable.bodies import called
 from durable.committer import Committer, resending
 from durable.context import Context
-from durable.errors import DurableError, PayloadError, RunNotFound, StoreUnavailable
+from durable.errors import RunNotFound, StoreUnavailable
 from durable.execution import Execution
 from durable.heartbeat import Heartbeat
 from durable.hooks import Hooks
 from durable.ids import new_id
+from durable.meter import Meter
 from durable.model import Change, ClaimedRun, Effect, Failure, Outcome, Renewal, Request, RunRef, RunWrite, Verb
 from durable.newruns import DEFAULT_QUEUE
 from durable.options import WorkerOptions
@@ -63,6 +66,8 @@ class Worker:
         hooks: The observers.
         capture: Makes what is recorded of an exception, redacted.
         on_ended: Called with each run id whose end this worker has committed.
+        meter: Who measures; None: nobody.
+        only: The route and id of the one run that it executes; None: all that it can.
     """
 
     def __init__(
@@ -75,16 +80,21 @@ class Worker:
         hooks: Hooks,
         capture: Callable[[BaseException], Failure],
         on_ended: Callable[[str], None],
+        meter: Meter | None = None,
+        only: tuple[Route, str] | None = None,
     ) -> None:
         self._store = store
         self._workflows = workflows
         queues = options.queues or {DEFAULT_QUEUE, *(workflow.queue for workflow in workflows.values())}
-        self._routes: Sequence[Route] = sorted(Route(*known, queue) for known in workflows for queue in queues)
+        routes = () if only is not None else (Route(*known, queue) for known in workflows for queue in queues)
+        self._routes: Sequence[Route] = sorted(routes)
+        self._only = only
         self._services = services
         self._options = options
         self._step_timeout = step_timeout
         self._on_ended = on_ended
         self.hooks = hooks
+        self.meter = meter
         self.capture = capture
         self._pool = ThreadPool(options.threads)
         self.threads = StillRunning(self._pool)
@@ -167,14 +177,20 @@ class Worker:
     async def _register(self) -> None:
         """A new id each time: after a lost lease nothing of the old one may count as ours."""
         worker, sent = new_id(self.clock.now()), time.monotonic()
-        await self._store.register(worker, self._options.lease)
+        await self._store.register(worker, self._options.lease, socket.gethostname(), os.getpid())
         self.id = worker
         names = ", ".join(f"{workflow} {version}" for workflow, version in sorted(self._workflows))
         _log.info("worker %s, pid %d, executes %s", worker, os.getpid(), names or "no workflow")
         self._heartbeat = Heartbeat(
-            self._store, worker, self._options.lease, sent, lambda renewal: self._on_renewal(worker, renewal)
+            self._store,
+            worker,
+            self._options.lease,
+            sent,
+            lambda renewal: self._on_renewal(worker, renewal),
+            None if self.meter is None else self.meter.renewed,
         )
-        self.committer = Committer(self._store, worker, lambda: worker != self.id or self._given_up)
+        closed = lambda: worker != self.id or self._given_up  # noqa: E731
+        self.committer = Committer(self._store, worker, closed, None if self.meter is None else self.meter.committed)
         self._next_expiry = self.clock.now()  # look at once for what others left behind
 
     @property
@@ -274,10 +290,16 @@ class Worker:
         done, self._done_batches = self._done_batches, []
         warm = {run_id: execution.ref.claim for run_id, execution in self._warm.items()}
         try:
-            answer = await self._store.claim(worker, self._routes, limit, batch, warm, done)
+            asked = time.monotonic()
+            if self._only is not None and limit:
+                answer = await self._store.claim_run(worker, *self._only, batch, warm)
+            else:
+                answer = await self._store.claim(worker, self._routes, limit, batch, warm, done)
         except StoreUnavailable:
             self._done_batches += done
             raise
+        if self.meter is not None:
+            self.meter.claimed(time.monotonic() - asked, len(answer.runs))
         if worker != self.id:
             return  # the lease was lost meanwhile; whoever released our runs has these too
         # Behind a suspect there can be more: the next claim passes over what this one would not take with it.
@@ -336,7 +358,7 @@ class Worker:
         execution = self._active[run_id] = Execution(claimed, self)
         workflow = self._workflows[claimed.run.workflow, claimed.run.version]
         ctx = Context(execution, self._services, self._step_timeout)
-        body = _body(execution, workflow, ctx)
+        body = called(execution, workflow, ctx)
         execution.start(body, workflow.encode_result, workflow.retry, workflow.timeout)
         if self.hooks.active and claimed.run.claim == 1:
             self.hooks.emit("run_started", run_id=run_id, workflow=workflow.name)
@@ -490,26 +512,3 @@ class Worker:
                 self._done_batches.append(batch)
         if self._more or self._stopping or self._idle_wanted or not self._active or execution.run.suspect:
             self._signal.set()
-
-
-async def _body(execution: Execution, workflow: Workflow[Any, Any], ctx: Context) -> Any:
-    """The workflow function; what would end the event loop, with every other run in it, fails this run alone."""
-    try:
-        return await _called(execution, workflow, ctx)
-    except (SystemExit, KeyboardInterrupt) as error:
-        raise DurableError(f"the workflow function raised {type(error).__name__}") from error
-
-
-async def _called(execution: Execution, workflow: Workflow[Any, Any], ctx: Context) -> Any:
-    """The workflow function with its decoded input; an input that does not decode pauses the run."""
-    if not workflow.takes_input:
-        return await workflow.fn(ctx)
-    if execution.run.input is None and workflow.input_has_default:
-        return await workflow.fn(ctx)
-    if execution.run.input is None:  # triggered by name, by a client that could not know
-        execution.refuse(PayloadError(f"workflow {workflow.name!r} needs an input, and the run has none"))
-    try:
-        value = workflow.input_codec.decode(execution.run.input, f"the input of workflow {workflow.name!r}")
-    except PayloadError as error:
-        execution.refuse(error)
-    return await workflow.fn(ctx, value)

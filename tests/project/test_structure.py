@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *(
             "alarms",
             "attempts",
+            "bodies",
             "children",
             "committer",
             "compensation",
