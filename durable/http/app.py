@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -17,7 +18,7 @@ from durable.engine import Engine
 from durable.http import openapi, problems, security
 from durable.http.limits import LimitsMiddleware
 from durable.http.metrics import Metrics
-from durable.http.routes import bulk, flows, runs, schedules, system, workers
+from durable.http.routes import bulk, events, flows, runs, schedules, system, workers
 from durable.http.runtime import HttpOptions, Redact, Runtime
 
 _described = APIRouter()
@@ -32,7 +33,7 @@ async def _document(request: Request) -> JSONResponse:
 
 _ROUTERS = (
     *(runs.router, bulk.router, flows.router, schedules.router, workers.router),
-    *(system.router, _described),
+    *(events.router, system.router, _described),
 )
 
 
@@ -77,8 +78,8 @@ def create_app(engine: Engine, *, options: HttpOptions | None = None, redact: Re
         app.router.routes.extend(router.routes)
     if unguarded := [route for route in app.routes if security.guard_of(route) is None]:
         raise RuntimeError(f"routes without a scope: {unguarded}")
-    document = openapi.document(app)
-    app.openapi = lambda: document  # type: ignore[method-assign]
+    # Made when it is asked for: it takes 0.3 s.
+    app.openapi = cache(lambda: openapi.document(app))  # type: ignore[method-assign]
     problems.install(app)
     app.add_middleware(LimitsMiddleware, options=options)
     app.add_middleware(security.PlainAnswers)
