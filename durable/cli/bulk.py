@@ -89,10 +89,11 @@ async def operate(
 
 async def _matching(engine: Engine, operation: Operation, where: Where) -> AsyncIterator[str]:
     conditions = where.conditions()
+    del conditions["state"]  # a listing knows one: here it is each that the operation applies to
     for state in operation.states if where.state is None else (where.state,):
         cursor = None
         while True:
-            page = await engine.list_runs(**{**conditions, "state": state}, limit=_PAGE, cursor=cursor)
+            page = await engine.list_runs(**conditions, state=state, limit=_PAGE, cursor=cursor)
             for run in page.items:
                 yield run.id
             if (cursor := page.next_cursor) is None:

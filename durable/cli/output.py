@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from pydantic import BaseModel
@@ -29,14 +29,14 @@ _UNBOUND = 10_000
 _PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 
 
-def _width() -> int | None:
-    return None if sys.stdout.isatty() or "COLUMNS" in os.environ else _UNBOUND
+def _width(stream: TextIO) -> int | None:
+    return None if stream.isatty() or "COLUMNS" in os.environ else _UNBOUND
 
 
-out = Console(width=_width(), **_PLAIN)
+out = Console(width=_width(sys.stdout), **_PLAIN)
 """Results."""
 
-err = Console(stderr=True, **_PLAIN)
+err = Console(stderr=True, width=_width(sys.stderr), **_PLAIN)
 """What is said beside them: questions, progress, errors."""
 
 
@@ -75,16 +75,16 @@ def pretty(value: Any) -> str:
     return visible(to_json(value, indent=2).decode())
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, whole: Sequence[str] = ()) -> Table:
-    """A table; the columns ``whole`` are never cut, such as ids that will be copied."""
+def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
+    """A table. Its first column is never cut: it is what people copy; the others share what the screen has left."""
     made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    for column in columns:
-        if column in whole:
-            made.add_column(column, no_wrap=True, min_width=36 if column in ("run", "worker") else None)
-        else:
-            made.add_column(column, overflow="ellipsis", no_wrap=True)
-    for row in rows:
-        made.add_row(*(cell if isinstance(cell, Text) else Text(one_line(cell)) for cell in row))
+    first, *others = columns
+    cells = [[cell if isinstance(cell, Text) else Text(one_line(cell)) for cell in row] for row in rows]
+    made.add_column(first, no_wrap=True, min_width=max((row[0].cell_len for row in cells), default=0))
+    for column in others:
+        made.add_column(column, overflow="ellipsis", no_wrap=True)
+    for row in cells:
+        made.add_row(*row)
     return made
 
 

@@ -35,18 +35,19 @@ from durable.model import Run, RunSummary
 from durable.reports import OpenWait
 from durable.states import TERMINAL
 
-commands = typer.Typer(no_args_is_help=True, help="Look at runs, trigger and operate them.")
-
 _TREE = 100
 """Called runs that a tree shows at most."""
 
 
 def add_to(app: typer.Typer) -> None:
+    commands = typer.Typer(no_args_is_help=True, help="Look at runs, trigger and operate them.")
+    commands.command("list")(list_runs)
+    for command in (show, watch):
+        commands.command()(command)
     operating.add_to(commands)
     app.add_typer(commands, name="runs")
 
 
-@commands.command("list")
 @connected
 @filtered
 async def list_runs(
@@ -86,7 +87,6 @@ def _row(run: RunSummary, now: datetime) -> tuple[str | Text, ...]:
 # -- one run --------------------------------------------------------------------------------------
 
 
-@commands.command()
 @connected
 async def show(engine: Engine, run_id: RunArgument, as_json: JsonOption = False) -> None:
     """Show one run: its payloads, what it waits for, its timeline as bars, the runs it called."""
@@ -171,7 +171,6 @@ def _node(run: RunSummary) -> Text:
     return Text.assemble(f"{run.workflow} ", state_text(run.state), f" {run.id}")
 
 
-@commands.command()
 @connected
 async def watch(
     engine: Engine,

@@ -25,18 +25,20 @@ from durable.clock import HostClock
 from durable.engine import Engine
 from durable.schedules import CatchUp, Overlap, Schedule, ScheduleSpec
 
-commands = typer.Typer(no_args_is_help=True, help="Look at schedules and change them.")
-
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="The schedule's name.")]
 _Timezone = Annotated[str | None, typer.Option(metavar="ZONE", help="IANA name.  [default: UTC]")]
 _Moment = Annotated[datetime | None, typer.Option(parser=parse_moment, metavar="TIME")]
 
 
 def add_to(app: typer.Typer) -> None:
+    commands = typer.Typer(no_args_is_help=True, help="Look at schedules and change them.")
+    for name, command in (("list", list_schedules), ("next", next_ticks), ("set", set_schedule)):
+        commands.command(name)(command)
+    for command in (show, pause, resume, trigger, backfill, delete):
+        commands.command()(command)
     app.add_typer(commands, name="schedules")
 
 
-@commands.command("list")
 @connected
 async def list_schedules(engine: Engine, as_json: JsonOption = False) -> None:
     """List the schedules by name, with their next ticks."""
@@ -75,7 +77,6 @@ def _state(schedule: Schedule) -> Text:
     return Text("on", style="green") if schedule.next_at is not None else Text("ended", style="bright_black")
 
 
-@commands.command()
 @connected
 async def show(
     engine: Engine,
@@ -112,7 +113,6 @@ async def show(
     out.print(facts)
 
 
-@commands.command("next")
 @connected
 async def next_ticks(
     engine: Engine,
@@ -125,7 +125,6 @@ async def next_ticks(
         out.print(f"{tick.isoformat()}  {moment(tick)} here")
 
 
-@commands.command("set")
 @connected
 async def set_schedule(
     engine: Engine,
@@ -175,7 +174,6 @@ def _next_of(schedule: Schedule) -> str:
     return "does not fire" if schedule.next_at is None else f"next at {moment(schedule.next_at)}"
 
 
-@commands.command()
 @connected
 async def pause(
     engine: Engine, name: _Name, note: Annotated[str, typer.Option(metavar="TEXT", help="Why.")] = ""
@@ -185,14 +183,12 @@ async def pause(
     out.print(f"Schedule {name} is paused.")
 
 
-@commands.command()
 @connected
 async def resume(engine: Engine, name: _Name) -> None:
     """Fire again, from the first tick after now."""
     out.print(f"Schedule {name}: {_next_of(await engine.resume_schedule(name))}.")
 
 
-@commands.command()
 @connected
 async def trigger(engine: Engine, name: _Name, as_json: JsonOption = False) -> None:
     """Fire a schedule once, now, whether it is paused or not."""
@@ -205,7 +201,6 @@ async def trigger(engine: Engine, name: _Name, as_json: JsonOption = False) -> N
         out.print(handle.run_id)
 
 
-@commands.command()
 @connected
 async def backfill(
     engine: Engine,
@@ -223,7 +218,6 @@ async def backfill(
         out.print(f"{len(handles):,} {'run' if len(handles) == 1 else 'runs'} created.")
 
 
-@commands.command()
 @connected
 async def delete(engine: Engine, name: _Name, yes: YesOption = False) -> None:
     """Delete a schedule. Its runs go on, and stay."""

@@ -233,9 +233,9 @@ def entry_shape(entry: TimelineEntry) -> EntryShape:
 
 def report_shape(run: Run, waits: Sequence[OpenWait], entries: Sequence[TimelineEntry]) -> ReportShape:
     error = None if run.error is None else FailureShape.model_validate(failures.readable(run.error))
-    payloads = {"input": value_of(run.input), "result": value_of(run.result), "error": error}
+    full: dict[str, Any] = {**run_shape(run).model_dump(), "input": value_of(run.input), "result": value_of(run.result)}
     return ReportShape(
-        run=FullRunShape(**run_shape(run).model_dump(), **payloads),
+        run=FullRunShape(**full, error=error),
         waits=[WaitShape.model_validate(wait) for wait in waits],
         timeline=[entry_shape(entry) for entry in entries],
     )

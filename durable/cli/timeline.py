@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from rich.bar import Bar
 from rich.table import Table
@@ -16,7 +17,7 @@ from rich.text import Text
 from durable import failures
 from durable.cli.output import lasted, one_line, out
 from durable.cli.shapes import value_of
-from durable.model import TimelineEntry
+from durable.model import TimelineEntry, Verb
 from durable.states import TERMINAL
 
 _BAR = 60
@@ -69,6 +70,14 @@ _LOOKS = {
     "undo retrying": "retrying",
     "undo failed": "failed",
 }
+
+_FAILURES = frozenset(
+    {"retrying", "failed", "undo retrying", "undo failed", "run attempt failed", "signal refused"}
+    | {"compensated", "cancelled", "dead_letter"}
+)
+"""Kinds of entries whose data is a failure."""
+
+_REQUESTS = frozenset(Verb)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,20 +135,21 @@ def _opened(entry: TimelineEntry, group: str) -> Span:
 
 def _note(entry: TimelineEntry) -> str:
     """What is told of an entry beside its bar. No payload: they can be large, and are shown by ``--json``."""
-    return " ".join(_notes(entry))
+    return " ".join(note for note in _notes(entry) if note)
 
 
 def _notes(entry: TimelineEntry) -> Iterator[str]:
     if entry.attempt is not None and entry.attempt > 1:
         yield f"attempt {entry.attempt}"
-    data = value_of(entry.data)
-    if isinstance(data, dict) and "error_type" in data:
+    if entry.kind in _FAILURES and entry.data:
         yield failures.readable(entry.data).summary
-    elif entry.kind == "child ended" and isinstance(data, dict) and "state" in data:
-        yield str(data["state"])
-    elif isinstance(data, dict) and "verb" in data:
-        yield f"by {data['by']}" if data.get("by") else ""
-        yield data.get("reason", "")
+    elif entry.kind in _REQUESTS and entry.data:
+        request = failures.request_from_json(entry.data)
+        yield f"by {request.by}" if request.by else ""
+        yield request.reason
+    elif entry.kind == "child ended":
+        end: Any = value_of(entry.data)
+        yield str(end["state"])
     elif entry.kind == "paused":
         yield entry.data or ""
     elif entry.kind == "takeover":

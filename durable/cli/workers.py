@@ -12,14 +12,13 @@ from durable.cli.shapes import WorkersShape, worker_shape
 from durable.clock import HostClock
 from durable.engine import Engine
 
-commands = typer.Typer(no_args_is_help=True, help="Look at the workers.")
-
 
 def add_to(app: typer.Typer) -> None:
+    commands = typer.Typer(no_args_is_help=True, help="Look at the workers.")
+    commands.command("list")(list_workers)
     app.add_typer(commands, name="workers")
 
 
-@commands.command("list")
 @connected
 async def list_workers(engine: Engine, as_json: JsonOption = False) -> None:
     """List the workers, the oldest first: who they are, whether they live, how many runs they hold."""
