@@ -136,6 +136,7 @@ async def scratch(url: str) -> AsyncGenerator[Engine]:
                 file.with_name(file.name + ending).unlink(missing_ok=True)
         return
     engine = Engine(url, workflows=[steps], worker=options, schema=place)
+    await engine.migrate()  # as a whole or not at all: when it fails, there is nothing to drop
     try:
         yield engine
     finally:
