@@ -166,6 +166,9 @@ async def _listener(engine: Engine, host: str, port: int) -> socket.socket:
         listener = socket.create_server((address[0], port), family=family, backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
         raise ConfigurationError(f"cannot listen on {host}:{port}: {error}") from None
+    # Connections inherit it. asyncio sets it only where a socket's protocol is named, which that of `create_server` is
+    # not: then the second part of an answer waited for the client's delayed ACK, 40 ms for each request.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.setblocking(False)
     return listener
 
