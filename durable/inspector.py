@@ -192,9 +192,9 @@ def _manned(workers: Sequence[WorkerInfo], census: Census) -> Finding:
     living = sum(worker.alive for worker in workers)
     ready = sum(depth.ready for depth in census.queues.values())
     if living or not ready:
-        return Finding("workers", "ok", f"{living} living, {ready} ready to be executed", count=living)
+        return Finding("workers", "ok", f"workers that live: {living}; runs that are ready: {ready}")
     age = max(depth.age for depth in census.queues.values())
-    message = f"no worker lives, and {ready} are ready to be executed, the oldest for {age:.0f} s"
+    message = f"no worker lives; runs that are ready: {ready}, the oldest for {age:.0f} s"
     return Finding("workers", "warning", message, "start a worker: `durable worker`", count=ready)
 
 

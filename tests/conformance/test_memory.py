@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from durable.errors import ConfigurationError
-from durable.model import RunWrite
+from durable.model import RunWrite, State
 from durable.stores.memory import MemoryStore
 from durable.testing import VirtualClock
 from durable.testing.conformance import StoreConformance, StoreHarness
@@ -36,6 +36,12 @@ class MemoryHarness:
 
     async def expire(self, worker: str) -> None:
         self._store.expire(worker)
+
+    async def strand(self, run_id: str, state: State) -> None:
+        row = self._store._rows[run_id]
+        assert row.owner is not None
+        self._store._held[row.owner].discard(run_id)
+        row.owner, row.ready_at, row.state = None, None, state
 
 
 async def test_memory_has_no_connection_to_offer() -> None:

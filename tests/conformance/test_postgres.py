@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from durable.model import State
 from durable.stores.postgres import PostgresStore
 from durable.testing.conformance import StoreConformance, StoreHarness
 from durable.testing.postgres import runtime_role
@@ -74,6 +75,11 @@ class PostgresHarness:
         workers = sql.Identifier(_SCHEMA, "workers")
         expire = sql.SQL("UPDATE {} SET expires_at = now() - interval '1 hour' WHERE id = %s").format(workers)
         await self._connection.execute(expire, [worker])
+
+    async def strand(self, run_id: str, state: State) -> None:
+        runs = sql.Identifier(_SCHEMA, "runs")
+        strand = sql.SQL("UPDATE {} SET owner = NULL, ready_at = NULL, state = %s WHERE id = %s").format(runs)
+        await self._connection.execute(strand, [state, run_id])
 
     async def tidy(self) -> None:
         """After a test: close and drop what it had of its own."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from durable.model import State
 from durable.stores.sqlite import SQLiteStore
 from durable.testing.conformance import StoreConformance, StoreHarness
 
@@ -39,6 +40,9 @@ class SQLiteHarness:
 
     async def expire(self, worker: str) -> None:
         self._execute("UPDATE durable_workers SET expires_at = 0 WHERE id = ?", worker)
+
+    async def strand(self, run_id: str, state: State) -> None:
+        self._execute("UPDATE durable_runs SET owner = NULL, ready_at = NULL, state = ? WHERE id = ?", state, run_id)
 
     def _execute(self, statement: str, *parameters: str) -> None:
         connection = sqlite3.connect(self._path, isolation_level=None)

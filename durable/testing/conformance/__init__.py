@@ -26,6 +26,7 @@ from durable.testing.conformance.hostile import HostileConformance
 from durable.testing.conformance.life import LifeConformance
 from durable.testing.conformance.limits import LimitConformance
 from durable.testing.conformance.orders import OrderConformance
+from durable.testing.conformance.oversight import OversightConformance
 from durable.testing.conformance.queues import QueueConformance
 from durable.testing.conformance.reads import ReadConformance
 from durable.testing.conformance.requests import RequestConformance
@@ -62,6 +63,7 @@ class StoreConformance(
     DebounceConformance,
     CrowdConformance,
     ScheduleConformance,
+    OversightConformance,
 ):
     """All of it. A subclass provides the fixture ``harness``."""
 

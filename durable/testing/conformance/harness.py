@@ -71,6 +71,10 @@ class StoreHarness(Protocol):
         """Move the end of the worker's lease into the past, on the store's clock."""
         ...
 
+    async def strand(self, run_id: str, state: State) -> None:
+        """Put a held run into ``state`` without an owner and a time to go on, as nothing but a bug or a hand does."""
+        ...
+
 
 _numbers = count(1)
 

@@ -123,16 +123,16 @@ FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace 
 WHERE n.nspname = $1::text AND i.indisvalid AND i.indisready
 
 -- name: missing_rights
--- $1 schema. What this role may not do: [what, name]. The migrations are only read.
-SELECT 'table', c.relname
+-- $1 schema. What this role may not do: [what, name]. The migrations are only read. CASE, for conditions side by side are
+-- asked in any order, and what is no sequence cannot be asked about as one.
+SELECT CASE c.relkind WHEN 'S' THEN 'sequence' ELSE 'table' END, c.relname
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE n.nspname = $1::text AND c.relkind IN ('r', 'p') AND c.relname <> 'migrations' AND NOT (
-    has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
-    AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))
-UNION ALL
-SELECT 'sequence', c.relname
-FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE n.nspname = $1::text AND c.relkind = 'S' AND NOT has_sequence_privilege(c.oid, 'USAGE')
+WHERE n.nspname = $1::text AND c.relname <> 'migrations' AND CASE
+    WHEN c.relkind IN ('r', 'p') THEN NOT (
+        has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
+        AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))
+    WHEN c.relkind = 'S' THEN NOT has_sequence_privilege(c.oid, 'USAGE')
+    ELSE false END
 ORDER BY 1, 2
 
 -- name: long_transactions
