@@ -74,4 +74,5 @@ def _show(findings: Sequence[Finding], repaired: Sequence[str]) -> None:
 
 
 def _plain(text: str) -> str:
-    return visible(without_password(text))
+    """On one line: what a driver says may have several."""
+    return visible(" ".join(without_password(text).split()))

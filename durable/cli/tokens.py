@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from durable.cli.loading import connected
 from durable.cli.options import JsonOption, parse_duration
 from durable.cli.output import err, moment, out, table, write_json
+from durable.clock import HostClock
 from durable.engine import Engine
 from durable.errors import InvalidArgument
 from durable.reports import Scope
@@ -85,9 +86,14 @@ async def list_tokens(engine: Engine, as_json: JsonOption = False) -> None:
         out.print(
             table(
                 ("name", "scopes", "created", "expires"),
-                [(t.name, ", ".join(sorted(t.scopes)), moment(t.created_at), moment(t.expires_at)) for t in tokens],
+                [(t.name, ", ".join(sorted(t.scopes)), moment(t.created_at), _end(t.expires_at)) for t in tokens],
             )
         )
+
+
+def _end(expires_at: datetime | None) -> str:
+    expired = expires_at is not None and expires_at <= HostClock().now()
+    return f"{moment(expires_at)} (expired)" if expired else moment(expires_at)
 
 
 async def revoke(engine: Engine, name: Annotated[str, typer.Argument(help="Of the token.")]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from textwrap import dedent
-from typing import cast
 
 import pexpect
 
@@ -52,4 +51,4 @@ def found(terminal: pexpect.spawn[str], pattern: re.Pattern[str]) -> re.Match[st
     terminal.expect(pattern)
     match = terminal.match
     assert isinstance(match, re.Match)
-    return cast("re.Match[str]", match)
+    return match
