@@ -293,9 +293,9 @@ async def test_only_known_pages_change_something(origin: str, status: int) -> No
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
-async def test_a_form_cannot_change_anything(api: Api, kind: str) -> None:
+async def test_a_form_cannot_change_anything(shared: Api, kind: str) -> None:
     for path in ("/v1/runs", "/v1/runs/start", f"/v1/runs/{NO_RUN}/cancel", "/v1/runs/bulk"):
-        answer = await api.client.post(path, content=b'{"workflow": "echo"}', headers={"Content-Type": kind})
+        answer = await shared.client.post(path, content=b'{"workflow": "echo"}', headers={"Content-Type": kind})
         assert answer.status_code == 415
         assert "application/json" in answer.json()["detail"]
 

@@ -50,6 +50,8 @@ async def bulk(here: Here, who: Operator, body: BulkBody) -> BulkAnswer:
     cursor = None
     if (body.where is None) == (body.ids is None):
         raise Problem(422, "invalid-request", "give where or ids")
+    if body.ids is not None and body.cursor is not None:
+        raise Problem(422, "invalid-request", "cursor goes with where")
     if body.ids is not None:
         runs: Sequence[RunSummary | Unchanged] = await _all([_found(here, run_id) for run_id in body.ids])
     else:
