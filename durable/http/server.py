@@ -34,6 +34,7 @@ _DRAIN = 5
 """Seconds for which a stopping server lets requests end."""
 
 _BACKLOG = 2048
+_LAST_PORT = 65_535
 
 _SLACK = 4096
 """Bytes for what of a request's head is not its headers, so that the limits answer with a problem, not the parser."""
@@ -156,6 +157,8 @@ async def serve(
 
 async def _listener(engine: Engine, host: str, port: int) -> socket.socket:
     loop = asyncio.get_running_loop()
+    if not 0 <= port <= _LAST_PORT:
+        raise ConfigurationError(f"cannot listen on {host}:{port}: ports are 0 to {_LAST_PORT}")
     try:
         [(family, _, _, _, address), *_] = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         if not ipaddress.ip_address(address[0]).is_loopback and not await engine.tokens():
@@ -164,7 +167,7 @@ async def _listener(engine: Engine, host: str, port: int) -> socket.socket:
                 "Make one first (durable token create NAME --scope admin), or listen on 127.0.0.1"
             )
         listener = socket.create_server((address[0], port), family=family, backlog=_BACKLOG)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ConfigurationError(f"cannot listen on {host}:{port}: {error}") from None
     # Connections inherit it. asyncio sets it only where a socket's protocol is named, which that of `create_server` is
     # not: then the second part of an answer waited for the client's delayed ACK, 40 ms for each request.
