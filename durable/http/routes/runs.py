@@ -68,7 +68,12 @@ Payload = Annotated[Any, Body(description="Any JSON value.", examples=[{"approve
 
 @router.post("/runs", status_code=201, responses=also(404, 409))
 async def trigger(
-    here: Here, _: Triggerer, response: Response, body: TriggerBody, idempotency_key: IdempotencyKey = None
+    here: Here,
+    _: Triggerer,
+    request: Request,
+    response: Response,
+    body: TriggerBody,
+    idempotency_key: IdempotencyKey = None,
 ) -> Triggered:
     """Create a run. When this is answered, it is committed; 200: it stood already."""
     given = body.model_dump(exclude_unset=True, exclude_none=True, exclude={"workflow", "input", "debounce"})
@@ -77,13 +82,18 @@ async def trigger(
         options["debounce"] = Debounce(body.debounce.key, body.debounce.delay, body.debounce.max_delay)
     value = as_json(body.input) if "input" in body.model_fields_set else None
     handle = await _create(here, body.workflow, value, options, idempotency_key)
-    state = await _answer(handle, response)
+    state = await _answer(handle, request, response)
     return Triggered(id=handle.run_id, state=state, created=handle.created)
 
 
 @router.post("/runs/start", status_code=201, responses=also(404, 409))
 async def start(
-    here: Here, _: Triggerer, response: Response, body: StartBody, idempotency_key: IdempotencyKey = None
+    here: Here,
+    _: Triggerer,
+    request: Request,
+    response: Response,
+    body: StartBody,
+    idempotency_key: IdempotencyKey = None,
 ) -> Started:
     """Create a run, in the words of an earlier engine. `POST /v1/runs` can do more."""
     options: TriggerOptions = {}
@@ -93,7 +103,7 @@ async def start(
         options["tags"] = {"tenant": body.tenantId}
     value = as_json(body.input) if "input" in body.model_fields_set else None
     handle = await _create(here, body.flowId, value, options, idempotency_key)
-    return Started(runId=handle.run_id, status=await _answer(handle, response))
+    return Started(runId=handle.run_id, status=await _answer(handle, request, response))
 
 
 async def _create(
@@ -107,8 +117,8 @@ async def _create(
     return await here.engine.trigger(workflow, decoded, **options)
 
 
-async def _answer(handle: RunHandle[Any], response: Response) -> State:
-    response.headers["Location"] = f"/v1/runs/{handle.run_id}"
+async def _answer(handle: RunHandle[Any], request: Request, response: Response) -> State:
+    response.headers["Location"] = f"{request.scope.get('root_path', '')}/v1/runs/{handle.run_id}"
     if handle.created:
         return State.PENDING
     response.status_code = 200
