@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +15,7 @@ from fastapi import FastAPI
 
 import durable
 from durable import Engine, StoreUnavailable, errors
-from durable.http import create_app
+from durable.http import create_app, problems
 from durable.http.problems import problem_of
 from durable.http.security import guard_of
 from tests.http.flows import FLOWS
@@ -191,3 +193,28 @@ async def test_the_document_is_served(document: dict[str, Any]) -> None:
         served = await api.get("/openapi.json")
     assert served["paths"] == document["paths"]
     assert served["info"]["title"] == "durable"
+
+
+def test_the_documentation_names_every_request_and_its_scope() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
+    table = page.partition("<!-- routes -->")[2].partition("<!-- end -->")[0]
+    documented = re.findall(r"^\| `(\w+ [^`]+)` \| (?:`([\w:]+)`|–) \|", table, re.MULTILINE)
+    app = create_app(Engine("memory://"))
+    known: list[tuple[str, str]] = []
+    for route in app.routes:
+        guard = guard_of(route)
+        assert guard is not None
+        known += [(f"{method} {route.path}", guard.scope or "") for method in route.methods]  # type: ignore[attr-defined]
+    assert documented == known
+
+
+def test_the_documentation_names_every_problem() -> None:
+    page = (
+        (Path(__file__).parents[2] / "docs" / "http.md").read_text().partition("## Problems")[2].partition("## Who")[0]
+    )
+    documented = set(re.findall(r"`([a-z]+(?:-[a-z]+)+|unauthorized|timeout|stopping)`", page)) - {"too-slow"}
+    package = Path(durable.http.__file__).parent
+    text = "".join(path.read_text() for path in package.rglob("*.py"))
+    raised = set(re.findall(r"""(?:Problem|problem|_last_words)\(\s*\d{3}, "([a-z-]+)\"""", text))
+    raised |= {slug for _, _, slug in problems._STATUS}
+    assert raised - {"internal", "too-slow"} <= documented
