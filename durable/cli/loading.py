@@ -63,6 +63,8 @@ def load_engine(target: str) -> Engine:
     Raises:
         ConfigurationError: There is no such module or name, the module fails to import, or it is no engine.
     """
+    if "://" in target:
+        raise ConfigurationError(f"{without_password(target)} is a database, not an engine: give it with --database")
     module_name, _, name = target.partition(":")
     if module_name.endswith(".py") or "/" in module_name:
         dotted = ".".join(Path(module_name).with_suffix("").parts)
@@ -92,7 +94,7 @@ def _imported(module_name: str, target: str) -> Any:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise _import_failed(module_name, error) from error
         raise ConfigurationError(f"there is no module {error.name!r} in {Path.cwd()} or on Python's path") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _import_failed(module_name, error) from error
 
 
@@ -106,7 +108,8 @@ def _import_failed(module_name: str, error: BaseException) -> ConfigurationError
 
 
 def _no_name(module: Any, module_name: str, name: str) -> str:
-    engines = sorted(key for key, value in vars(module).items() if isinstance(value, Engine))
+    names: dict[str, Any] = vars(module)
+    engines = sorted(key for key, value in names.items() if isinstance(value, Engine))
     hint = f"; it has {', '.join(f'{module_name}:{key}' for key in engines)}" if engines else ""
     return f"module {module_name!r} has no {name!r}{hint}"
 

@@ -60,7 +60,7 @@ def build() -> typer.Typer:
     def durable(
         _: bool = typer.Option(False, "--version", callback=show_version, is_eager=True, help="Show the version."),
     ) -> None:
-        """Durable workflows on Postgres or SQLite: run workers, look at runs, operate them."""
+        """Durable workflows: run workers, look at runs, operate them."""
 
     for add_to in parts:
         add_to(app)

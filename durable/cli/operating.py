@@ -58,7 +58,7 @@ async def trigger(
     at: Annotated[
         datetime | None, typer.Option(parser=parse_moment, metavar="TIME", help="Not before this time.")
     ] = None,
-    queue: Annotated[str | None, typer.Option(metavar="NAME")] = None,
+    queue: Annotated[str | None, typer.Option(metavar="NAME", help="Default: the workflow's own.")] = None,
     priority: Annotated[int | None, typer.Option(min=0, max=9, help="0 first.")] = None,
     run_id: Annotated[str | None, typer.Option(metavar="UUID", help="A UUIDv7 of yours.")] = None,
     limit_key: Annotated[str | None, typer.Option(metavar="KEY", help="Whose share of the queue's limits.")] = None,

@@ -24,12 +24,12 @@ from durable.model import State
 P = ParamSpec("P")
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
-_AMOUNT = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)(ms|s|m|h|d|w)")
+_AMOUNT = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(ms|s|m|h|d|w)")
 
 
 def parse_duration(text: str) -> timedelta:
     """``90s``, ``5m``, ``1h30m``, ``2d``; a number alone is seconds."""
-    if re.fullmatch(r"\d{1,15}(\.\d{1,9})?", text):
+    if re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,9})?", text):
         text += "s"
     if not text or _AMOUNT.sub("", text):
         raise typer.BadParameter(f"{text!r} is no duration: write 90s, 5m, 1h30m or 2d")

@@ -15,7 +15,6 @@ from typing import Any, TextIO
 import typer
 from pydantic import BaseModel
 from pydantic_core import to_json
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -75,14 +74,22 @@ def pretty(value: Any) -> str:
     return visible(to_json(value, indent=2).decode())
 
 
+def cell(text: str) -> Text:
+    """A cell that is cut where the screen ends.
+
+    It says so itself, not its column: rich takes width from all columns alike when one of them must not wrap.
+    """
+    return Text(one_line(text), no_wrap=True, overflow="ellipsis")
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
     """A table. Its first column is never cut: it is what people copy; the others share what the screen has left."""
-    made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     first, *others = columns
-    cells = [[cell if isinstance(cell, Text) else Text(one_line(cell)) for cell in row] for row in rows]
+    cells = [[one if isinstance(one, Text) else cell(one) for one in row] for row in rows]
     made.add_column(first, no_wrap=True, min_width=max((row[0].cell_len for row in cells), default=0))
     for column in others:
-        made.add_column(column, overflow="ellipsis", no_wrap=True)
+        made.add_column(cell(column))
     for row in cells:
         made.add_row(*row)
     return made
@@ -104,7 +111,7 @@ _STYLES = {
 
 def state_text(state: str) -> Text:
     """A state in its colour."""
-    return Text(state, style=_STYLES.get(state, ""))
+    return Text(state, style=_STYLES.get(state, ""), no_wrap=True, overflow="ellipsis")
 
 
 def moment(when: datetime | None) -> str:
@@ -121,8 +128,14 @@ def lasted(seconds: float) -> str:
     whole = int(seconds)
     for unit, name, below, small in ((86_400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
         if whole >= unit:
-            return f"{whole // unit}{name} {whole % unit // below}{small}"
+            rest = whole % unit // below
+            return f"{whole // unit}{name} {rest}{small}" if rest else f"{whole // unit}{name}"
     raise AssertionError("a minute or more")
+
+
+def age(when: datetime, now: datetime) -> str:
+    """How long something is there."""
+    return lasted(max((now - when).total_seconds(), 0.0))
 
 
 def ago(when: datetime | None, now: datetime) -> str:

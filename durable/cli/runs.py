@@ -16,6 +16,7 @@ from durable.cli import following, operating
 from durable.cli.loading import connected
 from durable.cli.options import JsonOption, RunArgument, Where, filtered
 from durable.cli.output import (
+    age,
     ago,
     lasted,
     moment,
@@ -66,7 +67,7 @@ async def list_runs(
         out.print("No runs." if where.anything and cursor is None else "No run meets these conditions.")
         return
     now = HostClock().now()
-    out.print(table(("run", "workflow", "state", "created", "took", "about"), (_row(run, now) for run in page.items)))
+    out.print(table(("run", "workflow", "state", "age", "took", "about"), (_row(run, now) for run in page.items)))
     if page.next_cursor is not None:
         out.print(f"More: --cursor {page.next_cursor}")
 
@@ -78,7 +79,7 @@ def _row(run: RunSummary, now: datetime) -> tuple[str | Text, ...]:
         run.id,
         f"{run.workflow} {run.version}",
         state_text(run.state),
-        ago(run.created_at, now),
+        age(run.created_at, now),
         took(run, now),
         about,
     )

@@ -27,7 +27,6 @@ from durable.schedules import CatchUp, Overlap, Schedule, ScheduleSpec
 
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="The schedule's name.")]
 _Timezone = Annotated[str | None, typer.Option(metavar="ZONE", help="IANA name.  [default: UTC]")]
-_Moment = Annotated[datetime | None, typer.Option(parser=parse_moment, metavar="TIME")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -118,7 +117,7 @@ async def next_ticks(
     engine: Engine,
     cron: Annotated[str, typer.Argument(metavar="CRON", help="Such as '30 6 * * mon'.")],
     timezone: _Timezone = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, max=1000)] = 10,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=1000, help="How many.")] = 10,
 ) -> None:
     """Show when a rule would fire."""
     for tick in await engine.next_ticks(n=count, cron=cron, timezone=timezone or "UTC"):
@@ -132,16 +131,24 @@ async def set_schedule(
     workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="What it runs.")],
     value: Annotated[Any, JsonValue] = None,
     cron: Annotated[str | None, typer.Option(metavar="CRON", help="Such as '30 6 * * mon'; or --every.")] = None,
-    every: Annotated[timedelta | None, typer.Option(parser=parse_duration, metavar="DURATION")] = None,
+    every: Annotated[
+        timedelta | None, typer.Option(parser=parse_duration, metavar="DURATION", help="90s, 15m, 2h; or --cron.")
+    ] = None,
     timezone: _Timezone = None,
     overlap: Annotated[Overlap | None, typer.Option(help="While an earlier run has not ended.")] = None,
     catch_up: Annotated[CatchUp | None, typer.Option(help="Of ticks that were missed.")] = None,
-    jitter: Annotated[timedelta | None, typer.Option(parser=parse_duration, metavar="DURATION")] = None,
-    start_at: _Moment = None,
-    end_at: _Moment = None,
+    jitter: Annotated[
+        timedelta | None, typer.Option(parser=parse_duration, metavar="DURATION", help="Each tick is spread by it.")
+    ] = None,
+    start_at: Annotated[
+        datetime | None, typer.Option(parser=parse_moment, metavar="TIME", help="No tick before it.")
+    ] = None,
+    end_at: Annotated[
+        datetime | None, typer.Option(parser=parse_moment, metavar="TIME", help="No tick at it or after it.")
+    ] = None,
     version: Annotated[str | None, typer.Option(metavar="VERSION", help="Of the workflow.")] = None,
-    queue: Annotated[str | None, typer.Option(metavar="NAME")] = None,
-    priority: Annotated[int | None, typer.Option(min=0, max=9)] = None,
+    queue: Annotated[str | None, typer.Option(metavar="NAME", help="Of its runs.")] = None,
+    priority: Annotated[int | None, typer.Option(min=0, max=9, help="Of its runs; 0 first.")] = None,
     tag: TagOption = None,
     disabled: Annotated[bool, typer.Option("--disabled", help="Do not fire it.")] = False,
     as_json: JsonOption = False,

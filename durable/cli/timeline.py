@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from durable import failures
-from durable.cli.output import lasted, one_line, out
+from durable.cli.output import cell, lasted, one_line, out
 from durable.cli.shapes import value_of
 from durable.model import TimelineEntry, Verb
 from durable.states import TERMINAL
@@ -23,8 +23,8 @@ from durable.states import TERMINAL
 _BAR = 60
 """Columns of a bar at most: on a wide screen the eye loses its line."""
 
-_BESIDE = 46
-"""Columns for what stands beside it."""
+_NAME, _TOOK, _NOTE = 30, 8, 20
+"""Columns beside it: of a name at most, of a duration, and of a note at least."""
 
 _STYLES = {
     "started": "cyan",
@@ -164,15 +164,18 @@ def drawn(rows: Sequence[Span], now: datetime, *, columns: int | None = None) ->
     Args:
         columns: Of the screen; None: of this terminal.
     """
-    width = max(10, min(_BAR, (out.width if columns is None else columns) - _BESIDE))
+    name = max((len(one_line(row.name, _NAME)) for row in rows), default=0)
+    screen = out.width if columns is None else columns
+    width = max(10, min(_BAR, screen - name - _TOOK - _NOTE - 3))
     begin = min((row.began for row in rows), default=now)
     end = max((now if row.ended is None else row.ended for row in rows), default=now)
     total = max((end - begin).total_seconds(), 0.001)
-    made = Table.grid(padding=(0, 1))
-    made.add_column(no_wrap=True, overflow="ellipsis", max_width=24)
-    made.add_column(no_wrap=True)
-    made.add_column(no_wrap=True, justify="right", min_width=7)
-    made.add_column(no_wrap=True, overflow="ellipsis")
+    made = Table.grid(padding=(0, 1, 0, 0))
+    # What does not fit is taken from the note alone: a name that is cut tells nothing.
+    for wide in (name, width, _TOOK):
+        made.add_column(no_wrap=True, min_width=wide)
+    made.columns[-1].justify = "right"
+    made.add_column()
     for row in rows:
         offset = (row.began - begin).total_seconds()
         until = (min(now, end) if row.ended is None else row.ended) - begin
@@ -180,8 +183,9 @@ def drawn(rows: Sequence[Span], now: datetime, *, columns: int | None = None) ->
         start = min(offset, total - least)
         bar = Bar(total, start, max(until.total_seconds(), start + least), width=width, color=_color(row))
         took = "" if row.moment else lasted(max((until.total_seconds() - offset), 0.0))
-        note = Text(one_line(row.note), style="red" if row.look in ("failed", "retrying") else "bright_black")
-        made.add_row(Text(one_line(row.name)), bar if not row.moment else _mark(start, total, width), took, note)
+        note = cell(row.note)
+        note.stylize("red" if row.look in ("failed", "retrying") else "bright_black")
+        made.add_row(Text(one_line(row.name, _NAME)), bar if not row.moment else _mark(start, total, width), took, note)
     return made
 
 
