@@ -27,6 +27,9 @@ _MARK = "durable_"
 """What a secret begins with, so that scanners of repositories and logs know one."""
 
 
+_NEEDED = frozenset({"role", "indexes", "integrity"})
+"""Checks of a store without which nothing else can be asked of it."""
+
 _GRANTS = "run sql/postgres/grants.sql as the role that migrates"
 
 
@@ -143,7 +146,7 @@ class Inspector(Operator):
         if schema.severity == "error":
             return [reached, schema]
         findings = [reached, schema, *await self._store.examine()]
-        if any(one.check == "role" and one.severity == "error" for one in findings):
+        if any(one.severity == "error" and one.check in _NEEDED for one in findings):
             return findings
         return [*findings, _manned(await self._store.workers(), await self._store.census())]
 

@@ -97,7 +97,8 @@ class Oversight(ABC):
         if found := await self._stranded():
             call = self._use.call("free_stranded", _SHARD, literals.ids(found))
             [freed] = await self._use.write("free_stranded", call)
-            done.append(f"made {counted(len(freed), 'run')} ready that nothing would have woken")
+            if freed:
+                done.append(f"made {counted(len(freed), 'run')} ready that nothing would have woken")
         for name in await self._missing_indexes():
             await self._make_index(name)
             done.append(f"made the index {name} anew")

@@ -86,14 +86,13 @@ class Oversight(ABC):
     # -- defects ----------------------------------------------------------------------------------
 
     async def examine(self) -> Sequence[Finding]:
+        if (integrity := await asyncio.to_thread(self._integrity)).severity == "error":
+            return [integrity]
+        sound = [integrity, self._log_finding(), missing(await self._missing_parts(), "indexes and triggers")]
+        if sound[-1].severity == "error":  # the statements below name their indexes
+            return sound
         workers, held = json.loads(await self._value("expired_leases", {"now": micros(self._clock.now())}))
-        return [
-            await asyncio.to_thread(self._integrity),
-            self._log_finding(),
-            missing(await self._missing_parts(), "indexes and triggers"),
-            stranded(await self._stranded()),
-            abandoned(workers, held),
-        ]
+        return [*sound, stranded(await self._stranded()), abandoned(workers, held)]
 
     async def repair(self) -> Sequence[str]:
         done: list[str] = []
@@ -105,7 +104,8 @@ class Oversight(ABC):
         if found := await self._stranded():
             runs, now = encode(found), micros(self._clock.now())
             freed = await self._write(lambda db: db.write("free_stranded", lambda: {"runs": runs, "now": now}))
-            done.append(f"made {counted(freed, 'run')} ready that nothing would have woken")
+            if freed:
+                done.append(f"made {counted(freed, 'run')} ready that nothing would have woken")
         return done
 
     async def _make(self, sql: str) -> None:
