@@ -1,68 +1,30 @@
 """The documents of the HTTP runtime: what it accepts and what it answers, with examples. No behaviour.
 
-Names are checked by the engine's own rules; a document with a member that it does not know is refused, so that nothing
-is accepted and ignored.
+A document with a member that it does not know is refused, so that nothing is accepted and ignored.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from datetime import datetime
+from typing import Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field
 
-from durable.durations import MAX_SECONDS
+from durable.http.fields import (
+    AT,
+    EXAMPLE_ID,
+    Accepted,
+    Key,
+    Name,
+    Note,
+    Priority,
+    Seconds,
+    Tags,
+    When,
+    example,
+)
 from durable.model import Policy, State
-from durable.names import MAX_KEY, MAX_NAME, MAX_TAGS, check_key, check_name, check_note, check_tags
-from durable.schedules import CatchUp, Overlap, Skip
-
-EXAMPLE_ID = "0198c5d2-7d2c-7b1e-8a53-5d4f6c1b2a90"
-_AT = "2026-03-01T09:30:00Z"
-_PRINTABLE = r"[^\x00-\x1f\x7f-\x9f]"
-
-
-def _schema(least: int, most: int, pattern: str) -> WithJsonSchema:
-    """What a schema can say of a text: no pattern has words for "printable"."""
-    return WithJsonSchema({"type": "string", "minLength": least, "maxLength": most, "pattern": pattern})
-
-
-Name = Annotated[
-    str,
-    AfterValidator(lambda value: check_name(value, "name")),
-    _schema(1, MAX_NAME, r"^[^#\[\]/\x00-\x1f\x7f-\x9f]+$"),
-]
-Key = Annotated[str, AfterValidator(lambda value: check_key(value, "key")), _schema(1, MAX_KEY, f"^{_PRINTABLE}+$")]
-Note = Annotated[
-    str, AfterValidator(lambda value: check_note(value, "reason")), _schema(0, MAX_KEY, f"^{_PRINTABLE}*$")
-]
-
-
-def _utc(value: datetime) -> datetime:
-    try:
-        return value.astimezone(UTC)
-    except OverflowError:
-        raise ValueError("the time leaves the calendar in UTC") from None
-
-
-When = Annotated[AwareDatetime, AfterValidator(_utc), Field(examples=[_AT])]
-Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
-Tags = Annotated[
-    dict[str, str],
-    AfterValidator(check_tags),
-    Field(max_length=MAX_TAGS, description="For lists and filters.", examples=[{"tenant": "acme"}]),
-]
-Priority = Annotated[int, Field(ge=0, le=9, description="0 first, 9 last.")]
-
-
-class Accepted(BaseModel):
-    """A document that is read."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-def _example(**values: Any) -> ConfigDict:
-    return ConfigDict(extra="forbid", json_schema_extra={"examples": [values]})
-
+from durable.names import MAX_TAGS
 
 # -- triggering -----------------------------------------------------------------------------------
 
@@ -86,7 +48,7 @@ class _HowTriggered(Accepted):
 class TriggerBody(_HowTriggered):
     """A run to create."""
 
-    model_config = _example(workflow="order-flow", version="1.0.0", input={"orderId": "ORD-123"}, key="ORD-123")
+    model_config = example(workflow="order-flow", version="1.0.0", input={"orderId": "ORD-123"}, key="ORD-123")
 
     workflow: Name
     input: Any = Field(default=None, description="Left out: none.")
@@ -104,7 +66,7 @@ class TriggerBody(_HowTriggered):
 class StartBody(Accepted):
     """A run to create, in the words of an earlier engine."""
 
-    model_config = _example(flowId="order-flow", version="1.0.0", input={"orderId": "ORD-123"})
+    model_config = example(flowId="order-flow", version="1.0.0", input={"orderId": "ORD-123"})
 
     flowId: Name = Field(description="The workflow's name.")  # noqa: N815
     version: Name | None = None
@@ -115,7 +77,7 @@ class StartBody(Accepted):
 class Started(BaseModel):
     """The run that stands."""
 
-    model_config = _example(runId=EXAMPLE_ID, status="pending")
+    model_config = example(runId=EXAMPLE_ID, status="pending")
 
     runId: str  # noqa: N815
     status: State
@@ -124,7 +86,7 @@ class Started(BaseModel):
 class Triggered(BaseModel):
     """The run that stands, and whether this request has created it."""
 
-    model_config = _example(id=EXAMPLE_ID, state="pending", created=True)
+    model_config = example(id=EXAMPLE_ID, state="pending", created=True)
 
     id: str
     state: State
@@ -134,7 +96,7 @@ class Triggered(BaseModel):
 class BatchBody(_HowTriggered):
     """Runs of one workflow to create."""
 
-    model_config = _example(workflow="order-flow", inputs=[{"orderId": "ORD-1"}, {"orderId": "ORD-2"}])
+    model_config = example(workflow="order-flow", inputs=[{"orderId": "ORD-1"}, {"orderId": "ORD-2"}])
 
     workflow: Name
     inputs: list[Any] = Field(min_length=1, max_length=1000)
@@ -144,7 +106,7 @@ class BatchBody(_HowTriggered):
 class TriggeredMany(BaseModel):
     """The runs, in the order of the inputs."""
 
-    model_config = _example(items=[{"id": EXAMPLE_ID, "created": True}])
+    model_config = example(items=[{"id": EXAMPLE_ID, "created": True}])
 
     items: list[Created]
 
@@ -181,8 +143,8 @@ class RunItem(BaseModel):
                     "workflow": "order-flow",
                     "version": "1.0.0",
                     "state": "waiting",
-                    "created_at": _AT,
-                    "started_at": _AT,
+                    "created_at": AT,
+                    "started_at": AT,
                     "tags": {"tenant": "acme"},
                     "queue": "default",
                     "priority": 5,
@@ -252,7 +214,7 @@ class RunQuery(Accepted):
 class TimelineItem(BaseModel):
     """One line of a timeline. `data` is null without `read:payload`, where it is or may hold a payload."""
 
-    model_config = _example(seq=1, at=_AT, kind="completed", name="charge", attempt=1, worker="w1", duration=0.4)
+    model_config = example(seq=1, at=AT, kind="completed", name="charge", attempt=1, worker="w1", duration=0.4)
 
     seq: int
     at: datetime
@@ -274,7 +236,7 @@ class TimelinePage(BaseModel):
 class ResultView(BaseModel):
     """How a run ended; with status 202 it has not."""
 
-    model_config = _example(id=EXAMPLE_ID, state="completed", payloads="shown", result={"receipt": "r-1"}, error=None)
+    model_config = example(id=EXAMPLE_ID, state="completed", payloads="shown", result={"receipt": "r-1"}, error=None)
 
     id: str
     state: State
@@ -286,7 +248,7 @@ class ResultView(BaseModel):
 class SignalBody(Accepted):
     """A signal to send."""
 
-    model_config = _example(name="approval", payload={"approved": True})
+    model_config = example(name="approval", payload={"approved": True})
 
     name: Name
     payload: Any = None
@@ -296,7 +258,7 @@ class SignalBody(Accepted):
 class Answered(BaseModel):
     """The wait that was answered."""
 
-    model_config = _example(id=EXAMPLE_ID, signal="approval")
+    model_config = example(id=EXAMPLE_ID, signal="approval")
 
     id: str
     signal: str
@@ -316,7 +278,7 @@ class WaitView(BaseModel):
 class ReasonBody(Accepted):
     """Why."""
 
-    model_config = _example(reason="customer called")
+    model_config = example(reason="customer called")
 
     reason: Note = ""
 
@@ -324,7 +286,7 @@ class ReasonBody(Accepted):
 class RetryBody(ReasonBody):
     """What is repeated."""
 
-    model_config = _example(reason="the bank is back", from_step="charge")
+    model_config = example(reason="the bank is back", from_step="charge")
 
     from_step: Key | None = Field(default=None, description="This step and all after it run again too.")
     compensation: bool = Field(default=False, description="Instead make the failed compensations again.")
@@ -333,7 +295,7 @@ class RetryBody(ReasonBody):
 class Changed(BaseModel):
     """What has become of the run."""
 
-    model_config = _example(id=EXAMPLE_ID, state="cancelled", changed=True)
+    model_config = example(id=EXAMPLE_ID, state="cancelled", changed=True)
 
     id: str
     state: State
@@ -362,7 +324,7 @@ class BulkWhere(Accepted):
 class BulkBody(Accepted):
     """One operation for many runs."""
 
-    model_config = _example(action="retry", where={"workflow": "order-flow", "state": "dead_letter"}, dry_run=True)
+    model_config = example(action="retry", where={"workflow": "order-flow", "state": "dead_letter"}, dry_run=True)
 
     action: Literal["cancel", "pause", "resume", "retry"]
     where: BulkWhere | None = Field(default=None, description="Either this or `ids`.")
@@ -376,7 +338,7 @@ class BulkBody(Accepted):
 class BulkAnswer(BaseModel):
     """What has become of them."""
 
-    model_config = _example(changed=[EXAMPLE_ID], unchanged=[], next_cursor=None)
+    model_config = example(changed=[EXAMPLE_ID], unchanged=[], next_cursor=None)
 
     changed: list[str] = Field(description="With `dry_run`: those that would be asked.")
     unchanged: list[Unchanged]
@@ -396,7 +358,7 @@ class Unchanged(BaseModel):
 class FlowView(BaseModel):
     """A registered workflow. Its schemas are JSON Schema; `{}` means: any JSON value."""
 
-    model_config = _example(
+    model_config = example(
         name="order-flow",
         version="1.0.0",
         description="",
@@ -466,104 +428,6 @@ class CensusView(BaseModel):
     at: datetime
     runs: list[Count]
     queues: dict[str, Depth]
-
-
-# -- schedules ------------------------------------------------------------------------------------
-
-
-class ScheduleBody(Accepted):
-    """What a schedule is to be. What is left out is the default, also where the schedule exists."""
-
-    model_config = _example(workflow="report", cron="0 6 * * mon", timezone="Europe/Paris", input={"kind": "weekly"})
-
-    workflow: Name
-    version: Name | None = None
-    cron: str | None = Field(default=None, max_length=200, description="Either this or `every`.")
-    every: Seconds | None = Field(default=None, description="Seconds, at least 1.")
-    timezone: str = Field(default="UTC", max_length=100, description="IANA name.")
-    input: Any = Field(default=None, description="Left out: none.")
-    overlap: Overlap = Overlap.SKIP
-    max_queued: int = Field(default=10, ge=1, le=10_000)
-    catch_up: CatchUp = CatchUp.ONE
-    catch_up_window: Seconds | None = None
-    jitter: float = Field(default=0.0, ge=0, le=86_400, description="Seconds.")
-    start_at: When | None = None
-    end_at: When | None = None
-    enabled: bool = True
-    tags: Tags | None = None
-    queue: Name | None = None
-    priority: Priority | None = None
-    limit_key: Key | None = None
-
-
-class ScheduleView(BaseModel):
-    """A schedule, with what it has fired and skipped."""
-
-    name: str
-    workflow: str
-    version: str
-    cron: str | None
-    every: float | None
-    timezone: str
-    payloads: Literal["shown", "hidden"]
-    input: Any = None
-    overlap: Overlap
-    max_queued: int
-    catch_up: CatchUp
-    catch_up_window: float | None
-    jitter: float
-    start_at: datetime | None
-    end_at: datetime | None
-    enabled: bool
-    tags: dict[str, str]
-    queue: str
-    priority: int
-    limit_key: str | None
-    declared_by: str | None
-    paused: str | None = Field(description="Why it is paused; null: it is not.")
-    next_at: datetime | None
-    last_at: datetime | None
-    fired: int
-    skipped: dict[Skip, int]
-
-
-class SchedulePage(BaseModel):
-    """One page of the schedules, by name."""
-
-    items: list[ScheduleView]
-    next_cursor: str | None = Field(description="Null on the last page.")
-
-
-class Ticks(BaseModel):
-    """Nominal times, in UTC."""
-
-    model_config = _example(items=["2026-03-02T05:00:00Z"])
-
-    items: list[datetime]
-
-
-class Fired(BaseModel):
-    """The run of a tick; null: the overlap policy skipped it."""
-
-    model_config = _example(id=EXAMPLE_ID)
-
-    id: str | None
-
-
-class BackfillBody(Accepted):
-    """A time that has passed."""
-
-    model_config = _example(since="2026-02-01T00:00:00Z", until="2026-03-01T00:00:00Z")
-
-    since: When
-    until: When
-    overlap: Literal["queue", "allow"] = "queue"
-
-
-class Backfilled(BaseModel):
-    """The runs, oldest tick first."""
-
-    ids: list[str]
 
 
 TriggeredMany.model_rebuild()

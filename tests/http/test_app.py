@@ -13,9 +13,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-import durable
 from durable import Engine, StoreUnavailable, errors
-from durable.http import create_app, problems
+from durable.http import create_app, problems, schedule_schemas, schemas
 from durable.http.problems import problem_of
 from durable.http.security import guard_of
 from tests.http.flows import FLOWS
@@ -93,7 +92,7 @@ async def test_what_does_not_exist_is_a_problem_too(api: Api) -> None:
         assert path in answer.json()["detail"]
 
 
-CALLERS = {  # those that a call of the engine raises; others stand in histories, or are raised by users
+CALLERS: set[Any] = {  # those that a call of the engine raises; others stand in histories, or are raised by users
     *(errors.StoreUnavailable, errors.SchemaOutdated, errors.SchemaTooNew, errors.ConfigurationError),
     *(errors.InvalidArgument, errors.UnknownWorkflow, errors.RunNotFound, errors.ScheduleNotFound),
     *(errors.KeyConflict, errors.ConcurrencyConflict, errors.RunFinished),
@@ -101,7 +100,11 @@ CALLERS = {  # those that a call of the engine raises; others stand in histories
 }
 
 
-@pytest.mark.parametrize("error", sorted(CALLERS, key=lambda error: error.__name__), ids=lambda error: error.__name__)
+def _name(error: Any) -> str:
+    return str(error.__name__)
+
+
+@pytest.mark.parametrize("error", sorted(CALLERS, key=_name), ids=_name)
 def test_every_error_of_a_call_is_a_problem_of_its_own(error: Any) -> None:
     made = error("no", run_id="r") if error in {errors.KeyConflict, errors.ConcurrencyConflict} else error("no")
     answer = problem_of(made)
@@ -168,8 +171,8 @@ def test_every_error_is_a_problem_document(document: dict[str, Any]) -> None:
         for status, answer in operation["responses"].items():
             if int(status) >= 400 and not (status == "503" and "/v1" not in name):
                 assert list(answer["content"]) == ["application/problem+json"], f"{name} {status}"
-    for operation in ("POST /v1/runs", "POST /v1/runs/{run_id}/resume"):
-        statuses = set(_operations(document)[operation]["responses"])
+    for name in ("POST /v1/runs", "POST /v1/runs/{run_id}/resume"):
+        statuses = set(_operations(document)[name]["responses"])
         assert {"400", "401", "403", "404", "409", "413", "415", "422", "429", "503"} <= statuses
 
 
@@ -182,7 +185,7 @@ def test_every_body_has_an_example_that_its_schema_accepts(document: dict[str, A
     }
     assert "TriggerBody" in names
     for name in names:
-        model = getattr(durable.http.schemas, name)
+        model = getattr(schemas, name, None) or getattr(schedule_schemas, name)
         examples = document["components"]["schemas"][name]["examples"]
         for example in examples:
             model.model_validate(example)
@@ -213,7 +216,7 @@ def test_the_documentation_names_every_problem() -> None:
         (Path(__file__).parents[2] / "docs" / "http.md").read_text().partition("## Problems")[2].partition("## Who")[0]
     )
     documented = set(re.findall(r"`([a-z]+(?:-[a-z]+)+|unauthorized|timeout|stopping)`", page)) - {"too-slow"}
-    package = Path(durable.http.__file__).parent
+    package = Path(problems.__file__).parent
     text = "".join(path.read_text() for path in package.rglob("*.py"))
     raised = set(re.findall(r"""(?:Problem|problem|_last_words)\(\s*\d{3}, "([a-z-]+)\"""", text))
     raised |= {slug for _, _, slug in problems._STATUS}

@@ -209,17 +209,14 @@ async def test_an_input_beyond_the_limit_of_payloads_is_too_large(api: Api) -> N
 
 @pytest.mark.parametrize("run_id", [NO_RUN, "nope", "%00", "..", "0198c5d2-7d2c-4b1e-8a53-5d4f6c1b2a90"])
 async def test_a_run_that_does_not_exist_is_not_found(shared: Api, run_id: str) -> None:
-    for route in shared.routes:
-        if "{run_id}" in route.path:
-            [method] = route.methods or ()
-            path = route.path.format(run_id="%2e%2e" if run_id == ".." else run_id)
-            body = {"name": "approval"} if path.endswith("/signal") else None
-            given = (
-                {}
-                if method != "POST"
-                else {"content": json.dumps(body), "headers": {"Content-Type": "application/json"}}
-            )
-            _problem(await shared.client.request(method, path, **given), 404, "run-not-found")
+    paths = [(method, route.path) for route in shared.routes for method in route.methods or ()]
+    for method, path in paths:
+        if "{run_id}" in path:
+            found = path.format(run_id="%2e%2e" if run_id == ".." else run_id)
+            content = b'{"name": "approval"}' if path.endswith("/signal") else b"" if method == "GET" else b"{}"
+            headers = {"Content-Type": "application/json"}
+            answer = await shared.client.request(method, found, content=content, headers=headers)
+            _problem(answer, 404, "run-not-found")
 
 
 @pytest.mark.parametrize(
@@ -246,7 +243,7 @@ async def test_P49_a_timeline_comes_in_pages(api: Api) -> None:
     await api.ended(run_id)
     whole = (await api.get(f"/v1/runs/{run_id}/timeline"))["items"]
     paged: list[Any] = []
-    cursor = 0
+    cursor: int | None = 0
     while cursor is not None:
         page = await api.get(f"/v1/runs/{run_id}/timeline", params={"limit": 2, "cursor": cursor})
         assert len(page["items"]) <= 2

@@ -230,14 +230,17 @@ LOCAL = ("127.0.0.1", 5000)
 
 
 async def _status(
-    url: str, *, client: tuple[str, int] = LOCAL, options: HttpOptions | None = None, **headers: str
+    url: str,
+    headers: dict[str, str] | None = None,
+    *,
+    client: tuple[str, int] = LOCAL,
+    options: HttpOptions | None = None,
 ) -> int:
     """How a GET of a route that needs a scope is answered, by an application without tokens."""
     async with Engine("memory://", workflows=FLOWS).client() as engine:
         transport = httpx.ASGITransport(create_app(engine, options=options), client=client)
         async with httpx.AsyncClient(transport=transport, base_url=url) as caller:
-            sent = {name.replace("_", "-"): value for name, value in headers.items()}
-            return (await caller.get("/v1/flows", headers=sent)).status_code
+            return (await caller.get("/v1/flows", headers=headers)).status_code
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "127.8.8.8", "[::1]", "LOCALHOST"])
@@ -252,24 +255,24 @@ async def test_this_machine_needs_a_token_when_it_is_said() -> None:
 async def test_others_need_a_token() -> None:
     assert await _status("http://localhost:8000", client=("192.0.2.7", 5000)) == 401
     assert await _status("http://192.0.2.1:8000") == 401
-    assert await _status("http://192.0.2.1:8000", client=("192.0.2.7", 5000), host="localhost") == 401
+    assert await _status("http://192.0.2.1:8000", {"Host": "localhost"}, client=("192.0.2.7", 5000)) == 401
 
 
-@pytest.mark.parametrize("header", ["forwarded", "via", "x_forwarded_for", "x_forwarded_host", "x_real_ip"])
+@pytest.mark.parametrize("header", ["Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP"])
 async def test_what_comes_through_a_proxy_does_not_come_from_this_machine(header: str) -> None:
-    assert await _status("http://localhost:8000", **{header: "127.0.0.1"}) == 401
+    assert await _status("http://localhost:8000", {header: "127.0.0.1"}) == 401
 
 
 @pytest.mark.parametrize(
     "host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "evil.example:80", ""]
 )
 async def test_a_foreign_name_of_this_machine_is_refused(host: str) -> None:
-    assert await _status("http://localhost:8000", host=host) == 403
+    assert await _status("http://localhost:8000", {"Host": host}) == 403
 
 
 async def test_only_the_names_that_are_given_are_answered_to() -> None:
     options = HttpOptions(hosts=("ops.example.com",))
-    assert await _status("http://localhost:8000", host="ops.example.com:443", options=options) == 200
+    assert await _status("http://localhost:8000", {"Host": "ops.example.com:443"}, options=options) == 200
     assert await _status("http://localhost:8000", options=options) == 403
 
 

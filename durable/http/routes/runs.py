@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import Body, Header, Path, Query, Request, Response
 from pydantic import AfterValidator
@@ -12,14 +12,13 @@ from pydantic_core import to_json
 from durable.documents import input_value, signal_value
 from durable.errors import InvalidArgument, PayloadError, RunCancelled, RunFailed
 from durable.handle import RunHandle
+from durable.http.fields import EXAMPLE_ID, Key
 from durable.http.limits import allow
 from durable.http.problems import Problem, also
 from durable.http.runtime import Runtime
 from durable.http.schemas import (
-    EXAMPLE_ID,
     Answered,
     Changed,
-    Key,
     ReasonBody,
     ResultView,
     RetryBody,
@@ -271,7 +270,9 @@ async def resume(
     if len(open_signals) != 1:
         raise await _not_one(here, run_id, waits, len(open_signals))
     wait = open_signals[0]
-    payload = body["payload"] if isinstance(body, dict) and body.keys() == {"payload"} else body
+    payload: Any = body
+    if isinstance(body, dict) and list(members := cast("dict[str, Any]", body)) == ["payload"]:
+        payload = members["payload"]
     # One id for all answers to one wait: a second click must not answer the wait that comes next.
     await _send(here, run_id, wait.name, payload, idempotency_key or f"resume/{wait.key}")
     return Answered(id=run_id, signal=wait.name)

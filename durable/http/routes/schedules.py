@@ -8,20 +8,20 @@ from typing import Annotated, Any
 from fastapi import Path, Query
 
 from durable.documents import input_value
+from durable.http.fields import Name
 from durable.http.problems import also
 from durable.http.routes.runs import as_json
 from durable.http.runtime import Runtime
-from durable.http.schemas import (
+from durable.http.schedule_schemas import (
     BackfillBody,
     Backfilled,
     Fired,
-    Name,
-    ReasonBody,
     ScheduleBody,
     SchedulePage,
     ScheduleView,
     Ticks,
 )
+from durable.http.schemas import ReasonBody
 from durable.http.security import Here, Operator, Principal, Reader, guarded_router
 from durable.schedules import Schedule
 
