@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from durable.durations import MAX_SECONDS
 from durable.names import MAX_KEY, MAX_NAME, MAX_TAGS, check_key, check_name, check_note, check_tags
 
 EXAMPLE_ID = "0198c5d2-7d2c-7b1e-8a53-5d4f6c1b2a90"
 AT = "2026-03-01T09:30:00Z"
+_DATE = re.compile(r"\d{4}-\d\d-\d\d[Tt ]")
 _PRINTABLE = r"[^\x00-\x1f\x7f-\x9f]"
 
 
@@ -31,6 +33,13 @@ Note = Annotated[
 ]
 
 
+def _written(value: Any) -> Any:
+    """Pydantic also takes numbers, for seconds or milliseconds, whichever is nearer to our days."""
+    if not isinstance(value, datetime) and not _DATE.match(str(value)):
+        raise ValueError(f"write a time as {AT}")
+    return value
+
+
 def _utc(value: datetime) -> datetime:
     try:
         return value.astimezone(UTC)
@@ -38,7 +47,12 @@ def _utc(value: datetime) -> datetime:
         raise ValueError("the time leaves the calendar in UTC") from None
 
 
-When = Annotated[AwareDatetime, AfterValidator(_utc), Field(examples=[AT])]
+When = Annotated[
+    AwareDatetime,
+    BeforeValidator(_written),
+    AfterValidator(_utc),
+    Field(examples=[AT]),
+]
 Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
 Tags = Annotated[
     dict[str, str],

@@ -13,7 +13,6 @@ from durable.http.problems import MEDIA_TYPE, ProblemDetails
 from durable.http.security import guard_of
 
 _ALWAYS = (400, 403, 408, 414, 422, 429, 431, 503)
-_WITH_BODY = (413, 415)
 _SCHEMA = {"$ref": "#/components/schemas/ProblemDetails"}
 
 _DESCRIPTION = """\
@@ -36,17 +35,19 @@ def document(app: FastAPI) -> dict[str, Any]:
     for route in app.routes:
         if isinstance(route, APIRoute) and route.include_in_schema:
             for method in route.methods or ():
-                _complete(made["paths"][route.path_format][method.lower()], route)
+                _complete(made["paths"][route.path_format][method.lower()], method, route)
     return made
 
 
-def _complete(operation: dict[str, Any], route: APIRoute) -> None:
+def _complete(operation: dict[str, Any], method: str, route: APIRoute) -> None:
     """Add what the guard and the middleware of the application do to every route."""
     guard, responses = guard_of(route), operation["responses"]
     declared = [int(status) for status in route.responses if int(status) >= HTTPStatus.BAD_REQUEST]
     statuses = {*_ALWAYS, *(one for one in declared if "model" not in route.responses[one])}
     if "requestBody" in operation:
-        statuses.update(_WITH_BODY)
+        statuses.add(413)
+    if method in {"POST", "PUT", "PATCH"}:  # a body may be left out, its type may not
+        statuses.add(415)
     if guard is not None and guard.scope is not None:
         statuses.add(401)
         operation["security"] = [{"token": [guard.scope]}]

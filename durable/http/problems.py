@@ -160,7 +160,11 @@ def install(app: FastAPI) -> None:
 
 
 def _allowed(app: FastAPI, request: Request) -> list[str]:
-    """What can be done at this path: the routes that have it, each with other methods."""
+    """What can be done at this path: the routes that have it, each with other methods.
+
+    Of ``/runs/batch`` that is what is said of it by this name, not what could be done with a run that was called so.
+    """
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-    found = (route for route in app.routes if isinstance(route, APIRoute) and route.path_regex.match(path))
-    return sorted({method for route in found for method in route.methods or ()})
+    found = [route for route in app.routes if isinstance(route, APIRoute) and route.path_regex.match(path)]
+    named = [route for route in found if not route.param_convertors]
+    return sorted({method for route in named or found for method in route.methods or ()})
