@@ -54,6 +54,10 @@ races: $(STAMP)  ## Signals, deadlines, children and cancels against what a run 
 ticks: $(STAMP)  ## A schedule of every second for two minutes, ten engines, one killed every three seconds
 	@TICK_ENGINES=10 TICK_SECONDS=120 $(BIN)/pytest tests/processes/test_ticks.py --timeout=600 $(ARGS)
 
+.PHONY: fuzz-http
+fuzz-http: $(STAMP)  ## 10,000 requests that schemathesis makes up from the OpenAPI document; another seed each time
+	@FUZZ_EXAMPLES=300 FUZZ_SEED=$${FUZZ_SEED:-$$RANDOM} $(BIN)/pytest tests/http/test_fuzz.py --durations=0 $(ARGS)
+
 .PHONY: check
 check: $(STAMP)  ## Format, lint, types (mypy and pyright, strict) and the structure of the project
 	@$(BIN)/ruff format --check $(SOURCES)
@@ -76,6 +80,10 @@ bench: $(STAMP)  ## Steps and runs per second of one worker process on Postgres
 .PHONY: bench-exchange
 bench-exchange: $(STAMP)  ## The same for fan-out, children, signals and transactions; ARGS="--store sqlite --only children"
 	@$(BIN)/python -m benchmarks.exchange $(ARGS)
+
+.PHONY: bench-http
+bench-http: $(STAMP)  ## Triggers per second over HTTP, one server process, 64 connections; ARGS="--store sqlite --profile"
+	@$(BIN)/python -m benchmarks.http $(ARGS)
 
 .PHONY: lock
 lock: $(STAMP)  ## Pin the newest versions anew, with hashes, for every supported Python
