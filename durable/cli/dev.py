@@ -42,11 +42,11 @@ def dev(
     log_level: LogLevelOption = "INFO",
 ) -> None:
     """Try things out: a worker and HTTP, anew when a file changes."""
-    set_up_logging(log_level)
     paths = list(watch or [Path.cwd()])
     if target is None and (workflows := read_settings().workflows_dir).is_dir():
         paths.append(workflows)
     order = Order(target, log_level=log_level, port=_free(port), drain_timeout=_DRAIN)
+    set_up_logging(log_level)
     sys.exit(asyncio.run(_Development(order, paths).run()))
 
 
