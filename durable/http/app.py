@@ -18,7 +18,7 @@ from durable.engine import Engine
 from durable.http import openapi, problems, security
 from durable.http.limits import LimitsMiddleware
 from durable.http.metrics import Metrics
-from durable.http.routes import bulk, events, flows, runs, schedules, system, workers
+from durable.http.routes import bulk, events, flows, runs, schedules, system, triggers, workers
 from durable.http.runtime import HttpOptions, Redact, Runtime
 
 _described = APIRouter()
@@ -32,7 +32,7 @@ async def _document(request: Request) -> JSONResponse:
 
 
 _ROUTERS = (
-    *(runs.router, bulk.router, flows.router, schedules.router, workers.router),
+    *(triggers.router, runs.router, bulk.router, flows.router, schedules.router, workers.router),
     *(events.router, system.router, _described),
 )
 
@@ -81,6 +81,6 @@ def create_app(engine: Engine, *, options: HttpOptions | None = None, redact: Re
     # Made when it is asked for: it takes 0.3 s.
     app.openapi = cache(lambda: openapi.document(app))  # type: ignore[method-assign]
     problems.install(app)
-    app.add_middleware(LimitsMiddleware, options=options)
+    app.add_middleware(LimitsMiddleware, options=options, ask=engine.schema_version)
     app.add_middleware(security.PlainAnswers)
     return app

@@ -6,18 +6,18 @@ with one that does not. Whoever asks is looked at before the body is read. It kn
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
-from starlette.datastructures import MutableHeaders
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Connection
@@ -162,14 +162,25 @@ def guard_of(route: BaseRoute) -> Guard | None:
     return next((d.call for d in route.dependant.dependencies if isinstance(d.call, Guard)), None)
 
 
+def parsed(body: bytes) -> Any:
+    """JSON by the rules of the engine's codec: neither NaN nor lone surrogates, at most 200 levels.
+
+    Raises:
+        RequestValidationError: It is none.
+    """
+    try:
+        return from_json(body, allow_inf_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise RequestValidationError(
+            [{"type": "json_invalid", "loc": ("body",), "ctx": {"error": str(error)}}]
+        ) from None
+
+
 class _JsonRequest(Request):
-    """Reads JSON by the rules of the engine's codec: neither NaN nor lone surrogates, at most 200 levels."""
+    """Reads JSON by our rules."""
 
     async def json(self) -> Any:
-        try:
-            return from_json(await self.body(), allow_inf_nan=False)
-        except (ValueError, RecursionError) as error:
-            raise json.JSONDecodeError(str(error), "", 0) from None
+        return parsed(await self.body())
 
 
 class GuardedRoute(APIRoute):
@@ -283,6 +294,7 @@ def _host_name(host: str) -> str:
     return name.lower()
 
 
+@lru_cache(maxsize=1000)  # asked four times for each request, nearly always for the same few
 def _is_loopback(name: str) -> bool:
     if name == "localhost":
         return True
@@ -290,6 +302,13 @@ def _is_loopback(name: str) -> bool:
         return ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+_PLAIN = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+]
+_NOT_KEPT = (b"cache-control", b"no-store")
 
 
 class PlainAnswers:
@@ -301,10 +320,9 @@ class PlainAnswers:
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["X-Content-Type-Options"] = "nosniff"
-                headers["Content-Security-Policy"] = "default-src 'none'; frame-ancestors 'none'"
-                headers.setdefault("Cache-Control", "no-store")
+                headers = message["headers"]
+                kept = any(name == b"cache-control" for name, _ in headers)
+                message["headers"] = [*headers, *_PLAIN] if kept else [*headers, *_PLAIN, _NOT_KEPT]
             await send(message)
 
         await self._app(scope, receive, with_headers)

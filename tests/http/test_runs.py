@@ -227,6 +227,7 @@ async def test_a_run_that_does_not_exist_is_not_found(shared: Api, run_id: str) 
         ({"state": "done"}, "query.state"),
         ({"sate": "failed"}, "query.sate"),
         ({"tag": "acme"}, "name=value"),
+        ({"tag": "a=\x00"}, "U+0000"),
         ({"cursor": "x"}, "UUIDv7"),
         ({"parent": "x"}, "UUIDv7"),
         ({"created_after": "yesterday"}, "query.created_after"),

@@ -1,4 +1,4 @@
-"""Runs over HTTP: trigger, read, tell, operate. One run at a time; many at once: ``bulk``."""
+"""Runs over HTTP: read, tell, operate. One run at a time; many at once: ``bulk``. How runs are made: ``triggers``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from fastapi import Body, Header, Path, Query, Request, Response
 from pydantic import AfterValidator
 from pydantic_core import to_json
 
-from durable.documents import input_value, signal_value
+from durable.documents import signal_value
 from durable.errors import InvalidArgument, PayloadError, RunCancelled, RunFailed
-from durable.handle import RunHandle
 from durable.http.fields import EXAMPLE_ID, Key
 from durable.http.limits import allow
 from durable.http.problems import Problem, also
@@ -27,18 +26,14 @@ from durable.http.schemas import (
     RunQuery,
     RunView,
     SignalBody,
-    StartBody,
-    Started,
     TimelineItem,
     TimelinePage,
-    TriggerBody,
-    Triggered,
     WaitView,
 )
 from durable.http.security import Admin, Here, Operator, Principal, Reader, Triggerer, guarded_router
 from durable.ids import check_run_id
-from durable.model import Debounce, Run, State, TimelineEntry
-from durable.newruns import TriggerOptions
+from durable.model import Run, State, TimelineEntry
+from durable.names import check_tags
 from durable.reports import OpenWait
 from durable.states import TERMINAL
 
@@ -62,68 +57,6 @@ IdempotencyKey = Annotated[
 Payload = Annotated[Any, Body(description="Any JSON value.", examples=[{"approved": True}])]
 
 
-# -- triggering -----------------------------------------------------------------------------------
-
-
-@router.post("/runs", status_code=201, responses=also(404, 409))
-async def trigger(
-    here: Here,
-    _: Triggerer,
-    request: Request,
-    response: Response,
-    body: TriggerBody,
-    idempotency_key: IdempotencyKey = None,
-) -> Triggered:
-    """Create a run. When this is answered, it is committed; 200: it stood already."""
-    given = body.model_dump(exclude_unset=True, exclude_none=True, exclude={"workflow", "input", "debounce"})
-    options: TriggerOptions = {**given}  # type: ignore[typeddict-item]
-    if body.debounce is not None:
-        options["debounce"] = Debounce(body.debounce.key, body.debounce.delay, body.debounce.max_delay)
-    value = as_json(body.input) if "input" in body.model_fields_set else None
-    handle = await _create(here, body.workflow, value, options, idempotency_key)
-    state = await _answer(handle, request, response)
-    return Triggered(id=handle.run_id, state=state, created=handle.created)
-
-
-@router.post("/runs/start", status_code=201, responses=also(404, 409))
-async def start(
-    here: Here,
-    _: Triggerer,
-    request: Request,
-    response: Response,
-    body: StartBody,
-    idempotency_key: IdempotencyKey = None,
-) -> Started:
-    """Create a run, in the words of an earlier engine. `POST /v1/runs` can do more."""
-    options: TriggerOptions = {}
-    if body.version is not None:
-        options["version"] = body.version
-    if body.tenantId is not None:
-        options["tags"] = {"tenant": body.tenantId}
-    value = as_json(body.input) if "input" in body.model_fields_set else None
-    handle = await _create(here, body.flowId, value, options, idempotency_key)
-    return Started(runId=handle.run_id, status=await _answer(handle, request, response))
-
-
-async def _create(
-    here: Runtime, workflow: str, value: str | None, options: TriggerOptions, key: str | None
-) -> RunHandle[Any]:
-    if key is not None:
-        if options.get("key", key) != key:
-            raise Problem(422, "invalid-request", "Idempotency-Key and key are the same thing, and differ here")
-        options["key"] = key
-    decoded = input_value(here.engine, workflow, options.get("version"), value)
-    return await here.engine.trigger(workflow, decoded, **options)
-
-
-async def _answer(handle: RunHandle[Any], request: Request, response: Response) -> State:
-    response.headers["Location"] = f"{request.scope.get('root_path', '')}/v1/runs/{handle.run_id}"
-    if handle.created:
-        return State.PENDING
-    response.status_code = 200
-    return await handle.status()
-
-
 def as_json(value: Any) -> str:
     """A value of a request, as JSON text again."""
     return to_json(value).decode()
@@ -143,7 +76,7 @@ async def list_runs(here: Here, _: Reader, query: Annotated[RunQuery, Query()]) 
 def _tags(given: list[str]) -> dict[str, str]:
     if any("=" not in one for one in given):
         raise Problem(422, "invalid-request", "query.tag: write it as name=value")
-    return {name: value for name, _, value in (one.partition("=") for one in given)}
+    return check_tags({name: value for name, _, value in (one.partition("=") for one in given)})
 
 
 @router.get("/runs/{run_id}", responses=also(404))
