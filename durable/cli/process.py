@@ -175,6 +175,8 @@ def _work(engine: Engine, order: Order, lifeline: Lifeline) -> None:
     if order.drain_timeout is not None and order.drain_timeout < options.drain_timeout:
         options = engine.worker_options = options.replaced(drain_timeout=order.drain_timeout)
     if order.port is None:
+        if not engine.workflows:
+            raise ConfigurationError("the engine has no workflow to execute: Engine(…, workflows=[…])")
         lifeline.tally = engine.meter = Tally(engine.meter)
         engine.run(loop_factory=loop_factory(), started=lambda stop: lifeline.up(stop, drain=options.drain_timeout))
     else:

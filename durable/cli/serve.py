@@ -35,8 +35,8 @@ def serve(
 
     SIGTERM or Ctrl-C: requests and running steps end first; once more ends at once. Exit codes as of durable worker.
     """
-    set_up_logging(log_level)
     engine = running_engine(target, queues=queue_names(queues), concurrency=concurrency)
+    set_up_logging(log_level)
     beside = "with a worker" if worker else "without a worker"
     serve_until_told(
         engine,

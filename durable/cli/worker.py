@@ -57,11 +57,14 @@ def worker(
     Exit codes: 0 drained; 1 it cannot work as it is set up (a file fails to import, …); 2 a wrong command line;
     70 processes kept dying; 75 the database did not answer at the start.
     """
-    set_up_logging(log_level)
     order = Order(target, queues=queue_names(queues), concurrency=concurrency, log_level=log_level)
+    set_up_logging(log_level)
     sys.exit(asyncio.run(Supervisor(order, processes, status_every).run()))
 
 
 def queue_names(given: list[str] | None) -> tuple[str, ...] | None:
     """``--queues a,b --queues c`` as names; None: it was not given."""
-    return None if not given else tuple(name for part in given for name in map(str.strip, part.split(",")) if name)
+    names = tuple(name for part in given or () for name in map(str.strip, part.split(",")) if name)
+    if given and not names:
+        raise typer.BadParameter("it names no queue", param_hint="--queues")
+    return names or None

@@ -95,13 +95,16 @@ async def test_systemd_may_signal_every_process_of_the_unit_and_all_of_them_drai
         assert await handle.status() == State.PENDING  # given back: it waits for no lease
 
 
-@pytest.mark.parametrize("case", ["import", "database"])
+@pytest.mark.parametrize("case", ["import", "database", "nothing"])
 def test_a_worker_that_cannot_start_says_why_once_and_its_exit_code_says_whether_to_try_again(
     durable: Command, case: str
 ) -> None:
     if case == "import":
         write(durable.directory / "app.py", "import nowhere_to_be_found")
         code, says = 1, "ModuleNotFoundError: No module named 'nowhere_to_be_found'"
+    elif case == "nothing":
+        write(durable.directory / "app.py", "from durable import Engine\nengine = Engine('memory://')")
+        code, says = 1, "the engine has no workflow to execute"
     else:
         write_app(durable.directory, "postgresql://me:geheim@127.0.0.1:1/app")
         code, says = 75, "cannot connect to postgresql://me:***@127.0.0.1:1/app"
@@ -141,6 +144,7 @@ def test_the_engine_may_be_given_other_queues_and_another_concurrency(durable: C
     assert engine.worker_options.concurrency == 7
     assert engine.worker_options.lease == 60, "what was not given stays"
     assert queue_names(None) is None
+    assert "names no queue" in durable("worker", "app:engine", "--queues", " ,", code=2).err
 
 
 def load(directory: Path, **changes: object) -> Engine:
