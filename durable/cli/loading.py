@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Concatenate, ParamSpec
 
 import typer
@@ -83,7 +84,7 @@ def load_engine(target: str) -> Engine:
     return found
 
 
-def _imported(module_name: str, target: str) -> Any:
+def _imported(module_name: str, target: str) -> ModuleType:
     if not module_name or not all(part.isidentifier() for part in module_name.split(".")):
         raise ConfigurationError(f"{target!r} names no engine: it has the form module:name, such as app.main:engine")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
@@ -107,7 +108,7 @@ def _import_failed(module_name: str, error: BaseException) -> ConfigurationError
     return ConfigurationError(without_password(f"module {module_name!r} fails to import\n\n{''.join(shown.format())}"))
 
 
-def _no_name(module: Any, module_name: str, name: str) -> str:
+def _no_name(module: ModuleType, module_name: str, name: str) -> str:
     names: dict[str, Any] = vars(module)
     engines = sorted(key for key, value in names.items() if isinstance(value, Engine))
     hint = f"; it has {', '.join(f'{module_name}:{key}' for key in engines)}" if engines else ""

@@ -26,6 +26,7 @@ from durable.cli.options import (
 )
 from durable.cli.output import out, write_json
 from durable.cli.shapes import TriggeredShape
+from durable.documents import input_value, signal_value
 from durable.engine import Engine
 from durable.model import Policy, State
 from durable.newruns import TriggerOptions
@@ -48,7 +49,7 @@ def add_to(commands: typer.Typer) -> None:
 async def trigger(
     engine: Engine,
     workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="Its name.")],
-    value: Annotated[Any, JsonValue] = None,
+    value: Annotated[str | None, JsonValue] = None,
     key: Annotated[str | None, typer.Option(metavar="KEY", help="One run for each key of a workflow.")] = None,
     version: Annotated[str | None, typer.Option(metavar="VERSION", help="Of the workflow.")] = None,
     tag: TagOption = None,
@@ -84,8 +85,8 @@ async def trigger(
         "concurrency_policy": concurrency_policy,
     }
     given = {name: option for name, option in options.items() if option is not None}
-    inputs = () if value is None else (value,)
-    handle = await engine.trigger(workflow, *inputs, **cast("TriggerOptions", given))
+    typed = input_value(engine, workflow, version, value)
+    handle = await engine.trigger(workflow, typed, **cast("TriggerOptions", given))
     if as_json:
         write_json(TriggeredShape(id=handle.run_id, created=handle.created))
     elif handle.created or wait:
@@ -101,13 +102,13 @@ async def signal(
     engine: Engine,
     run_id: RunArgument,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What the run waits for.")],
-    payload: Annotated[Any, JsonValue] = None,
+    payload: Annotated[str, JsonValue] = "null",
     signal_id: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="Sent twice with one id, it is one.")
     ] = None,
 ) -> None:
     """Send a signal to a run, with a payload as JSON."""
-    await engine.signal(run_id, name, payload, signal_id=signal_id)
+    await engine.signal(run_id, name, await signal_value(engine, run_id, name, payload), signal_id=signal_id)
     out.print("Sent.")
 
 

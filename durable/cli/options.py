@@ -53,17 +53,24 @@ def parse_moment(text: str) -> datetime:
         ) from None
 
 
-def parse_json(text: str) -> Any:
-    """A JSON value; ``@file`` is read from the file, ``-`` from standard input."""
+def parse_json(text: str) -> str:
+    """The text of a JSON value; ``@file`` is read from the file, ``-`` from standard input."""
     try:
-        given = sys.stdin.buffer.read() if text == "-" else Path(text[1:]).read_bytes() if text[:1] == "@" else text
+        given = _given(text)
     except OSError as error:
         raise typer.BadParameter(f"{text[1:]!r} cannot be read: {error.strerror}") from None
     try:
-        return from_json(given, allow_inf_nan=False)
+        from_json(given, allow_inf_nan=False)
+        return given.decode()
     except ValueError as error:
-        hint = "" if text == "-" or text[:1] in "@{[" else f". A text is written with its quotes: '\"{text[:40]}\"'"
+        hint = "" if not text[:1].isalpha() else f". A text is written with its quotes: '\"{text[:40]}\"'"
         raise typer.BadParameter(f"this is no JSON: {error}{hint}") from None
+
+
+def _given(text: str) -> bytes:
+    if text == "-":
+        return sys.stdin.buffer.read()
+    return Path(text[1:]).read_bytes() if text.startswith("@") else text.encode(errors="surrogatepass")
 
 
 def parse_tags(pairs: list[str] | None) -> dict[str, str]:

@@ -22,6 +22,7 @@ from durable.cli.options import (
 from durable.cli.output import ago, confirm, lasted, moment, out, pretty, table, visible, write_json
 from durable.cli.shapes import BackfilledShape, FiredShape, SchedulesShape, schedule_shape, value_of
 from durable.clock import HostClock
+from durable.documents import input_value
 from durable.engine import Engine
 from durable.schedules import CatchUp, Overlap, Schedule, ScheduleSpec
 
@@ -129,7 +130,7 @@ async def set_schedule(
     engine: Engine,
     name: _Name,
     workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="What it runs.")],
-    value: Annotated[Any, JsonValue] = None,
+    value: Annotated[str | None, JsonValue] = None,
     cron: Annotated[str | None, typer.Option(metavar="CRON", help="Such as '30 6 * * mon'; or --every.")] = None,
     every: Annotated[
         timedelta | None, typer.Option(parser=parse_duration, metavar="DURATION", help="90s, 15m, 2h; or --cron.")
@@ -167,10 +168,10 @@ async def set_schedule(
         "queue": queue,
         "priority": priority,
         "tags": parse_tags(tag),
-        "input": value,
     }
     given: Any = {option: setting for option, setting in options.items() if setting is not None}
-    schedule = await engine.schedule(workflow, name=name, enabled=not disabled, **given)
+    typed = input_value(engine, workflow, version, value)
+    schedule = await engine.schedule(workflow, name=name, input=typed, enabled=not disabled, **given)
     if as_json:
         write_json(schedule_shape(schedule))
     else:

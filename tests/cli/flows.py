@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -37,6 +38,19 @@ async def check(ctx: Context, name: str) -> str:
     return await ctx.step("look up", hold, len(name))
 
 
+@dataclass
+class Decision:
+    by: str
+    approved: bool
+
+
+@workflow(signals={"decision": Decision})
+async def expense(ctx: Context, asked: Decision) -> str:
+    """With types: what comes as JSON has to become these."""
+    answer = await ctx.wait_for("decision", Decision)
+    return f"asked by {asked.by}, answered by {answer.by}"
+
+
 @workflow
 async def order(ctx: Context, amount: int) -> dict[str, Any]:
     await ctx.step("reserve", hold, amount, compensate=release)
@@ -56,7 +70,7 @@ async def lost(ctx: Context) -> int:
     return await ctx.step("charge", refused)
 
 
-ALL = (greet, check, order, broken, lost)
+ALL = (greet, check, expense, order, broken, lost)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

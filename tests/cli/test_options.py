@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 import typer
@@ -52,15 +51,13 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
-    [("null", None), ("false", False), ("0", 0), ('""', ""), ("[1, 2]", [1, 2]), ('{"é": "\\u0000"}', {"é": "\x00"})],
+    "text", ["null", "false", "0", '""', "[1, 2]", '{"é": "\\u0000"}', "1" * 4000], ids=lambda text: text[:10]
 )
-def test_json_is_read(text: str, value: Any) -> None:
-    found = parse_json(text)
-    assert (found, type(found)) == (value, type(value))
+def test_json_is_taken_as_it_is_written(text: str) -> None:
+    assert parse_json(text) == text
 
 
-@pytest.mark.parametrize("text", ["", "Ann", "NaN", "Infinity", "{'a': 1}", "[1,]", "@", "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "Ann", "NaN", "Infinity", "{'a': 1}", "[1,]", "@", "\ud800"], ids=ascii)
 def test_what_is_no_json_is_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter):
         parse_json(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,22 @@ def test_a_signal_is_sent(durable: Command) -> None:
     execute(durable.url)
     assert report(durable, run_id)["run"]["result"] == {"approved": {"by": "Ann"}}
     assert "has ended" in durable("runs", "signal", run_id, "approval", code=1).err
+
+
+def test_json_becomes_the_types_that_the_engine_declares(durable: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    (durable.directory / "typed_shop.py").write_text(
+        f"import durable\nfrom tests.cli.flows import ALL\nengine = durable.Engine({durable.url!r}, workflows=ALL)\n"
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("DURABLE_ENGINE", "typed_shop:engine")
+    run_id = triggered(durable, "expense", '{"by": "Ann", "approved": false}')
+    assert "Error: the input" in durable("runs", "trigger", "expense", '{"by": "Ann"}', code=1).err
+    execute(durable.url)
+    assert "Error: the payload" in durable("runs", "signal", run_id, "decision", "true", code=1).err
+    durable("runs", "signal", run_id, "decision", '{"by": "Bob", "approved": true}')
+    durable("schedules", "set", "yearly", "expense", '{"by": "Eve", "approved": true}', "--cron", "0 0 1 1 *")
+    execute(durable.url)
+    assert report(durable, run_id)["run"]["result"] == "asked by Ann, answered by Bob"
 
 
 # -- operating ------------------------------------------------------------------------------------
