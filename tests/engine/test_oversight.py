@@ -104,9 +104,6 @@ async def test_open_waits_name_what_would_wake_the_run(backend: Backend) -> None
     async def child(ctx: Context) -> None:
         await ctx.wait_for("never")
 
-    async def branch(ctx: Context, timeout: float) -> None:
-        await ctx.wait_for("approval", timeout=timeout)
-
     @workflow
     async def waits(ctx: Context) -> None:
         assert await ctx.wait_for("first") == 1
