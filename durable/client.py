@@ -281,8 +281,9 @@ class Client:
         if len(found) > 1:
             raise InvalidArgument(f"workflow {workflow!r} has {len(found)} versions here: say which")
         if not found and self._workflows:
-            known = ", ".join(sorted({repr(w.name) for w in self._workflows.values()}))
-            raise UnknownWorkflow(f"no workflow {workflow!r} is registered with this engine; it knows {known}")
+            known = ", ".join(f"{w.name!r} version {w.version!r}" for w in self.workflows)
+            wanted = repr(workflow) if version is None else f"{workflow!r} version {version!r}"
+            raise UnknownWorkflow(f"no workflow {wanted} is registered with this engine; it knows {known}")
         return found[0] if found else None
 
     def _new_run(

@@ -148,7 +148,7 @@ async def test_an_active_run_is_named_to_the_one_that_it_keeps_out(api: Api) -> 
         ({"workflow": "order-flow"}, 422, "invalid-argument", "needs an input"),
         ({"workflow": "sleeps", "input": 1}, 422, "invalid-argument", "takes no input"),
         ({"workflow": "nope"}, 404, "unknown-workflow", "'order-flow'"),
-        ({"workflow": "order-flow", "version": "9", "input": ORDER}, 404, "unknown-workflow", "order-flow"),
+        ({"workflow": "order-flow", "version": "9", "input": ORDER}, 404, "unknown-workflow", "version '1.0.0'"),
         ({"workflow": "a/b"}, 422, "invalid-request", "reserved"),
         ({"workflow": "echo", "imput": 1}, 422, "invalid-request", "body.imput"),
         ({"workflow": "echo", "at": "2100-01-01T00:00:00"}, 422, "invalid-request", "timezone"),
@@ -331,6 +331,7 @@ async def test_resume_without_an_open_wait_says_what_the_run_is_doing(api: Api) 
     await api.ended(done)
     found = _problem(await api.client.post(f"/v1/runs/{done}/resume", json={}), 409, "no-open-wait")
     assert (found["state"], found["waits"]) == ("completed", [])
+    assert found["detail"].endswith("is completed and waits for nothing")
 
 
 async def test_resume_with_several_open_waits_names_them(api: Api) -> None:

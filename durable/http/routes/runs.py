@@ -214,11 +214,11 @@ async def resume(
 async def _not_one(here: Runtime, run_id: str, waits: list[OpenWait], answerable: int) -> Problem:
     state = (await here.engine.get_run(run_id)).state
     views = [WaitView.model_validate(wait).model_dump(mode="json") for wait in waits]
-    named = ", ".join(f"{wait.kind} {wait.name!r}" for wait in waits) or "nothing"
+    named = ", ".join(f"{wait.kind} {wait.name!r}" for wait in waits)
     if answerable:
         detail = f"run {run_id} waits for {named}: say which, with POST /v1/runs/{run_id}/signal"
         return Problem(409, "several-open-waits", detail, state=state, waits=views)
-    detail = f"run {run_id} is {state} and waits for no signal; it waits for {named}"
+    detail = f"run {run_id} is {state} and waits for {f'no signal, but for {named}' if named else 'nothing'}"
     return Problem(409, "no-open-wait", detail, state=state, waits=views)
 
 
@@ -272,7 +272,7 @@ async def tick(here: Here, _: Operator, run_id: RunId) -> Changed:
     return Changed(id=run_id, state=state, changed=state is not before.state)
 
 
-@router.delete("/runs/{run_id}", status_code=204, responses=also(404, 409))
+@router.delete("/runs/{run_id}", status_code=204, response_class=Response, responses=also(404, 409))
 async def delete(here: Here, _: Admin, run_id: RunId) -> None:
     """Erase a run that has ended, with everything that belongs to it; its key is free again."""
     await here.engine.delete(run_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import Path, Query
+from fastapi import Path, Query, Response
 
 from durable.documents import input_value
 from durable.http.fields import Name
@@ -59,7 +59,7 @@ async def put_schedule(here: Here, who: Operator, name: ScheduleName, body: Sche
     return _view(here, who, await here.engine.schedule(body.workflow, name=name, **options))
 
 
-@router.delete("/schedules/{name}", status_code=204, responses=also(404))
+@router.delete("/schedules/{name}", status_code=204, response_class=Response, responses=also(404))
 async def delete_schedule(here: Here, _: Operator, name: ScheduleName) -> None:
     """Delete the schedule. Its runs go on, and stay."""
     await here.engine.delete_schedule(name)
