@@ -293,11 +293,11 @@ class Supervisor:
         if total.commits:
             parts.append(f"{total.commits:,} commits of {total.committing / total.commits * 1000:.1f} ms")
         if total.unrenewed:
-            parts.append(f"{total.unrenewed:,} renewals failed")
+            parts.append(f"failed renewals: {total.unrenewed:,}")
         if silent:
             parts.append(f"no answer from {', '.join(map(str, silent))}")
         if self._restarts:
-            parts.append(f"{self._restarts:,} restarts since the start")
+            parts.append(f"restarts since the start: {self._restarts:,}")
         return "; ".join(parts)
 
 

@@ -159,7 +159,7 @@ def test_the_status_line_sums_up() -> None:
     line = told._line([Done(10, 30, 2, 4, 0.01, 1), Done(1, 1000, 0, 0, 0.0, 0)], [4711])
     assert line == (
         "2 of 3 worker processes answer; in 60 s 11 runs were claimed, 1,030 steps ended (2 failed); "
-        "4 commits of 2.5 ms; 1 renewals failed; no answer from 4711"
+        "4 commits of 2.5 ms; failed renewals: 1; no answer from 4711"
     )
     assert told._line([], []) == "0 of 3 worker processes answer; in 60 s 0 runs were claimed, 0 steps ended"
 
