@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from durable.http.outage import Allowance, Outage
 from durable.http.problems import Problem
 from durable.http.runtime import HttpOptions
 
@@ -24,7 +25,7 @@ _TARGET = 8 * 1024
 _BODIES = 8
 """Bodies of the largest size that all requests together may hold in memory while they are handled."""
 
-_DEADLINE = "durable.deadline"
+_ALLOWANCE = "durable.allowance"
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -36,9 +37,10 @@ def allow(request: Request, seconds: float) -> None:
         request: The one that is being handled.
         seconds: What a long poll waits, or an event stream lasts, and a little more to say goodbye.
     """
-    deadline: asyncio.Timeout | None = request.scope.get(_DEADLINE)
-    if deadline is not None:
-        deadline.reschedule(asyncio.get_running_loop().time() + seconds)
+    allowance: Allowance | None = request.scope.get(_ALLOWANCE)
+    if allowance is not None:
+        allowance.patient = True
+        allowance.extend(seconds)
 
 
 def too_deep(body: bytes | bytearray, limit: int) -> bool:
@@ -73,11 +75,13 @@ class LimitsMiddleware:
     Args:
         app: What it stands before.
         options: ``max_body``, ``max_header``, ``max_depth``, ``max_requests``, ``body_timeout``, ``request_timeout``.
+        ask: Returns when the store has answered: while it does not, requests end early. None: it is never asked.
     """
 
-    def __init__(self, app: ASGIApp, options: HttpOptions) -> None:
+    def __init__(self, app: ASGIApp, options: HttpOptions, ask: Callable[[], Awaitable[object]] | None = None) -> None:
         self._app = app
         self._options = options
+        self._outage = Outage(ask)
         self._handled = 0  # requests
         self._held = 0  # bytes of their bodies
 
@@ -125,7 +129,7 @@ class LimitsMiddleware:
             except Problem as error:
                 answer.problem = error  # whatever the application makes of it
                 raise
-            allow(Request(scope), self._options.request_timeout)
+            scope[_ALLOWANCE].extend(scope[_ALLOWANCE].seconds)  # the time to send it was the client's own
             return {"type": "http.request", "body": bytes(body), "more_body": False}
 
         try:
@@ -183,17 +187,20 @@ class LimitsMiddleware:
 
     async def _within(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         """Call the application within the time of a request."""
-        seconds = self._options.request_timeout
-        deadline = asyncio.timeout(seconds)
+        over: asyncio.Timeout | None = None
         try:
-            async with deadline:
-                scope[_DEADLINE] = deadline
+            async with self._outage.within(self._options.request_timeout) as allowance:
+                over, scope[_ALLOWANCE] = allowance.timeout, allowance
                 await self._app(scope, receive, answer)
         except TimeoutError:
-            if not deadline.expired() or answer.begun:
+            if over is None or not over.expired() or answer.begun:
                 raise  # too late to say why: the server closes the connection, and the client sees half an answer
-            detail = f"no answer within {seconds:g} s; whether it was carried out is unknown"
-            raise Problem(503, "timeout", detail, headers={"Retry-After": "1"}) from None
+            headers = {"Retry-After": "1"}
+            if self._outage.away:
+                detail = "the store does not answer; whether this was carried out is unknown"
+                raise Problem(503, "store-unavailable", detail, headers=headers) from None
+            detail = "there was no answer in time; whether this was carried out is unknown"
+            raise Problem(503, "timeout", detail, headers=headers) from None
 
     def _too_large(self) -> Problem:
         # The connection stays open: what is still coming is thrown away by the server, which closes it after a while.

@@ -88,13 +88,8 @@ class Metrics:
 
     # -- what is shown ----------------------------------------------------------------------------
 
-    def shown(self, census: Census | None, accept: str = "") -> tuple[bytes, str]:
-        """All metrics in the format that ``accept`` asks for, and its media type.
-
-        Args:
-            census: Taken for this; None: the store did not answer.
-            accept: The ``Accept`` header.
-        """
+    def shown(self, census: Census, accept: str = "") -> tuple[bytes, str]:
+        """All metrics in the format that ``accept`` asks for, and its media type."""
         encode, media_type = choose_encoder(accept)
         text: bytes = encode(_Scrape(self._registry, census))
         return text, media_type
@@ -120,24 +115,20 @@ class Metrics:
 class _Scrape:
     """What one request collects: what was measured, and the census that was taken for it."""
 
-    def __init__(self, measured: CollectorRegistry, census: Census | None) -> None:
+    def __init__(self, measured: CollectorRegistry, census: Census) -> None:
         self._measured = measured
         self._census = census
 
     def collect(self) -> Iterator[Metric]:
         yield from self._measured.collect()
-        census = self._census
-        yield GaugeMetricFamily("durable_store_up", "Whether the store answers.", value=float(census is not None))
-        if census is None:
-            return
         runs = GaugeMetricFamily("durable_runs", "Runs that have not ended.", labels=("workflow", "state"))
-        for (workflow, state), count in census.runs.items():
+        for (workflow, state), count in self._census.runs.items():
             runs.add_metric((workflow, state), count)
         depth = GaugeMetricFamily("durable_queue_depth", "Runs that are ready and not claimed.", labels=("queue",))
         age = GaugeMetricFamily(
             "durable_queue_age_seconds", "How long the oldest ready run has been waiting.", labels=("queue",)
         )
-        for queue, found in census.queues.items():
+        for queue, found in self._census.queues.items():
             depth.add_metric((queue,), found.ready)
             age.add_metric((queue,), found.age)
         yield from (runs, depth, age)

@@ -87,7 +87,6 @@ async def test_metrics_tell_what_a_worker_does_and_what_stands() -> None:
                     found = _samples((await api.client.get("/metrics")).text)
                     if found.get(("durable_runs_ended_total", "echo", "completed")):
                         break
-    assert found["durable_store_up",] == 1
     assert found["durable_runs", "order-flow", "waiting"] == 1
     assert found["durable_runs_triggered_total", "fails"] == 1
     assert found["durable_runs_ended_total", "fails", "failed"] == 1
@@ -134,15 +133,6 @@ def test_names_that_never_end_do_not_make_series_without_end(monkeypatch: pytest
     assert len(counts) == 11
     assert counts["(other)"] == 40
     assert (found["durable_lease_renewals_total", "renewed"], found["durable_lease_renewals_total", "failed"]) == (1, 1)
-
-
-def test_metrics_outlive_the_store() -> None:
-    metrics = Metrics(Engine("memory://"))
-    metrics.committed(0.1, 5)
-    text, _ = metrics.shown(None)
-    found = _samples(text.decode())
-    assert (found["durable_store_up",], found["durable_commit_batch_size_sum",]) == (0, 5)
-    assert ("durable_runs",) not in {key[:1] for key in found}
 
 
 async def test_a_meter_of_the_users_own_is_left_alone() -> None:

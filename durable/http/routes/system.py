@@ -9,7 +9,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from durable.engine import Engine
-from durable.errors import DurableError, StoreUnavailable
+from durable.errors import DurableError
+from durable.http.limits import allow
 from durable.http.metrics import Metrics
 from durable.http.security import open_to_all, requires, runtime_of
 from durable.reports import Scope
@@ -50,6 +51,7 @@ async def startup(request: Request, response: Response) -> Probe:
 async def ready(request: Request, response: Response) -> Probe:
     """Whether it should get requests: the database answers, its schema fits, and the worker, if any, has its lease."""
     engine = runtime_of(request).engine
+    allow(request, 2 * _PATIENCE)
     database, schema = await _database(engine)
     worker = {None: "ok", True: "ok", False: "has lost its lease"}[engine.working]
     return _answer(response, {"database": database, "schema": schema, "worker": worker})
@@ -87,9 +89,6 @@ class _MetricsText(Response):
 async def metrics(request: Request) -> Response:
     """Metrics for Prometheus: of this process, and the runs and queues of the whole store."""
     shown: Metrics = request.app.state.metrics
-    try:
-        census = await runtime_of(request).engine.census()
-    except StoreUnavailable:  # what this process measured is worth most in an outage
-        census = None
+    census = await runtime_of(request).engine.census()
     text, media_type = shown.shown(census, request.headers.get("accept", ""))
     return Response(text, media_type=media_type)
