@@ -14,6 +14,7 @@ from durable.cli.output import confirm, err, out, visible, write_json
 from durable.cli.shapes import OperatedShape, UnchangedShape
 from durable.engine import Engine
 from durable.errors import RunFinished, RunNotFound
+from durable.ids import check_run_id
 from durable.model import State
 
 _PAGE = 1000
@@ -62,6 +63,8 @@ async def operate(
 
     Raises:
         typer.BadParameter: It is not said which runs, or said twice.
+        InvalidArgument: An id is none; then nothing was done.
+        StoreUnavailable: The database went away; what was done until then is told.
         typer.Exit: A run that was named refused, or the answer was no.
     """
     if runs and (everything or not where.anything):
@@ -71,7 +74,7 @@ async def operate(
     if where.state is not None and where.state not in operation.states:
         fits = ", ".join(operation.states)
         raise typer.BadParameter(f"{operation.verb} does not apply to {where.state} runs, but to {fits}")
-    chosen = list(runs)
+    chosen = [check_run_id(run_id) for run_id in runs]  # all of them, before anything is done
     if not runs:
         with err.status(f"Looking for runs to {operation.verb} …"):
             chosen = [run_id async for run_id in _matching(engine, operation, where)]
@@ -120,9 +123,13 @@ async def _all_of(operation: Operation, runs: Sequence[str], *, shown: bool) -> 
                     tally.unchanged.append(UnchangedShape(id=run_id, why=str(error)))
                 progress.advance(bar)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(_BESIDE, len(runs))):
-                group.create_task(work())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(_BESIDE, len(runs))):
+                    group.create_task(work())
+        except ExceptionGroup as failures:
+            err.print(f"{len(tally.changed):,} of {len(runs):,} runs {operation.done} before it failed.")
+            raise failures.exceptions[0] from None
     return tally
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from durable.errors import DurableError, SchemaOutdated, StoreUnavailable, without_password
@@ -33,6 +34,9 @@ def main() -> None:
         if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
         sys.exit("The durable command needs packages that are not installed: pip install 'durable[cli]'")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a locale that has no bars gets another sign, not an error
+            stream.reconfigure(errors="replace")
     try:
         app(prog_name="durable")
     except DurableError as error:

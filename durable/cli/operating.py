@@ -32,7 +32,7 @@ from durable.model import Policy, State
 from durable.newruns import TriggerOptions
 from durable.states import TERMINAL
 
-_Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="The runs' ids.")]
+_Runs = Annotated[list[str] | None, typer.Argument(metavar="RUN", help="The runs' ids.")]
 _All = Annotated[bool, typer.Option("--all", help="Every run to which it applies.")]
 _Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; stands in the timeline.")]
 _By = Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who asks.  [default: your user name]")]

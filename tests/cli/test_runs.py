@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from durable import State, StoreUnavailable
+from durable.cli.bulk import Operation, operate
+from durable.cli.options import Where
 from durable.cli.shapes import OperatedShape, ReportShape, RunPageShape, TriggeredShape
 from durable.testing.postgres import PostgresServer
 from tests.cli.command import Command
@@ -120,6 +123,7 @@ def test_a_call_that_is_wrong_is_told_what_is_wrong(
         pytest.param(("watch", NOBODY), f"Error: no run has the id {NOBODY}", id="watch"),
         pytest.param(("signal", NOBODY, "approval"), f"Error: no run has the id {NOBODY}", id="signal"),
         pytest.param(("list", "--cursor", "next"), "Error: run_id 'next' is not a UUIDv7", id="cursor"),
+        pytest.param(("cancel", NOBODY, "42"), "Error: run_id '42' is not a UUIDv7", id="one-of-two"),
         pytest.param(("trigger", "a/b"), "Error: workflow", id="name"),
     ],
 )
@@ -154,6 +158,14 @@ def test_one_run_is_shown_with_its_payloads_waits_bars_and_children(durable: Com
     kinds = [(entry["kind"], entry["name"]) for entry in document["timeline"]]
     assert ("completed", "reserve") in kinds
     assert ("waiting", "approval") in kinds
+
+
+def test_a_locale_without_bars_shows_other_signs(durable: Command) -> None:
+    run_id = triggered(durable, "broken")
+    execute(durable.url)
+    shown = durable.process("runs", "show", run_id, PYTHONIOENCODING="ascii")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "undo reserve ?" in shown.stdout
 
 
 def test_a_failed_run_shows_its_error_and_what_was_undone(durable: Command) -> None:
@@ -334,6 +346,28 @@ def test_more_runs_than_a_page_are_operated(durable: Command) -> None:
     run(many())
     document = durable("runs", "cancel", "--workflow", "greet", "--yes", "--json").json(OperatedShape)
     assert (len(set(document["changed"])), document["unchanged"]) == (1100, [])
+
+
+def test_an_operation_on_many_that_fails_halfway_says_how_far_it_came(
+    durable: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    async def apply(run_id: str) -> bool:
+        if len(asked) == 25:
+            raise StoreUnavailable("it went away")
+        asked.append(run_id)
+        return True
+
+    async def work() -> None:
+        operation = Operation("cancel", "cancelled", (State.PENDING,), apply)
+        async with client(durable.url) as engine:
+            await engine.trigger_many("greet", ["Ann"] * 40)
+            await operate(engine, operation, (), Where(workflow="greet"), everything=False, yes=True, as_json=False)
+
+    with pytest.raises(StoreUnavailable, match="it went away"):
+        run(work())
+    assert "25 of 40 runs cancelled before it failed." in capsys.readouterr().err
 
 
 def test_the_command_works_on_postgres(
