@@ -100,3 +100,7 @@ def test_an_installed_wheel_migrates_sqlite_and_postgres(
 def test_the_finder_works_from_an_installed_wheel(python: Path, tmp_path: Path) -> None:
     program = "from durable.testing.postgres import find_postgres; print(find_postgres().line)"
     assert "Postgres for tests: " in run(str(python), "-c", program, cwd=tmp_path)
+
+
+def test_the_wheel_brings_the_command(python: Path, tmp_path: Path) -> None:
+    assert run(str(python.parent / "durable"), "--version", cwd=tmp_path).startswith("durable ")
