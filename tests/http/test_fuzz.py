@@ -19,9 +19,9 @@ import pytest
 from durable import Engine, Store
 from durable.http import HttpOptions, serve
 from durable.stores import store_for
-from tests.http.flows import FLOWS
+from tests.http.flows import FLOWS, Order
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "30"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "20"))
 """Inputs that are made up for each operation, beside those that the document itself suggests."""
 
 SEED = os.environ.get("FUZZ_SEED", "1")
@@ -54,8 +54,8 @@ async def _something_to_find(engine: Engine) -> None:
     """Runs in every state that a guess can meet."""
     for value in ("a", {"b": [1, 2]}, None):
         await engine.trigger("echo", value)
-    await engine.trigger("order-flow", {"orderId": "1"}, key="ORD-123")
-    await engine.trigger("fails", {"orderId": "2"})
+    await engine.trigger("order-flow", Order(orderId="1"), key="ORD-123")
+    await engine.trigger("fails", Order(orderId="2"))
     await engine.trigger("either")
     await engine.trigger("sleeps")
 

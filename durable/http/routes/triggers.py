@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
 from durable.documents import input_value
 from durable.handle import RunHandle
@@ -20,7 +21,11 @@ from durable.newruns import TriggerOptions
 router = APIRouter(prefix="/v1", tags=["runs"], route_class=QuickRoute)
 
 
-@router.post("/runs", status_code=201, responses=also(404, 409))
+def _stood(view: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    return {200: {"model": view, "description": "It stood already."}}
+
+
+@router.post("/runs", status_code=201, responses=also(404, 409) | _stood(Triggered))
 async def trigger(
     here: Here,
     _: Triggerer,
@@ -40,7 +45,7 @@ async def trigger(
     return Triggered(id=handle.run_id, state=state, created=handle.created)
 
 
-@router.post("/runs/start", status_code=201, responses=also(404, 409))
+@router.post("/runs/start", status_code=201, responses=also(404, 409) | _stood(Started))
 async def start(
     here: Here,
     _: Triggerer,
