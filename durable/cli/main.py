@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from io import TextIOWrapper
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from durable.errors import DurableError, SchemaOutdated, StoreUnavailable, without_password
 
@@ -29,7 +30,7 @@ _EXTRA = {"pydantic_settings", "rich", "typer", "watchfiles"}
 def main() -> None:
     """The entry point."""
     try:
-        app = build()
+        command = _command()
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
@@ -38,10 +39,18 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):  # a locale that has no bars gets another sign, not an error
             stream.reconfigure(errors="replace")
     try:
-        app(prog_name="durable")
+        command(prog_name="durable")
     except DurableError as error:
         sys.stderr.write(f"Error: {told(error)}\n")
         sys.exit(UNAVAILABLE if isinstance(error, StoreUnavailable) else FAILED)
+
+
+@cache
+def _command() -> Callable[..., Any]:
+    """The command, made once: a process that calls ``main`` again and again does not wait for it again."""
+    from typer.main import get_command
+
+    return get_command(build())
 
 
 def build() -> typer.Typer:

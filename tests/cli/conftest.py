@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,19 @@ from tests.cli.command import Command
 from tests.cli.flows import run
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with the schema, to be copied."""
+    path = tmp_path_factory.mktemp("migrated") / "runs.db"
+    run(Engine(f"sqlite:///{path}").migrate())
+    assert [file.name for file in path.parent.iterdir()] == ["runs.db"], "all of it is in the one file"
+    return path
+
+
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def url(migrated: Path, tmp_path: Path) -> str:
     """A migrated SQLite database."""
-    found = f"sqlite:///{tmp_path / 'runs.db'}"
-    run(Engine(found).migrate())
-    return found
+    return f"sqlite:///{shutil.copy(migrated, tmp_path)}"
 
 
 @pytest.fixture
