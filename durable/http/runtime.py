@@ -39,7 +39,7 @@ class HttpOptions:
         max_body: Bytes of a request's body.
         max_header: Bytes of a request's headers, names and values together.
         max_depth: How deep JSON may be nested in a body.
-        max_wait: Seconds that a long poll waits at most.
+        max_wait: Seconds that a long poll waits at most, and that a tick takes.
         max_streams: Event streams that are open at the same time.
         stream_timeout: Seconds after which an event stream ends, so that its client comes again, with its last id and
             a token that still holds.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,12 +16,15 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+import durable.http
 from durable import Engine, StoreUnavailable, errors
 from durable.http import create_app, problems, schedule_schemas, schemas
 from durable.http.problems import problem_of
 from durable.http.security import guard_of
 from tests.http.flows import FLOWS
 from tests.http.serving import Api, api_on
+
+ROOT = Path(__file__).parents[2]
 
 # -- in another application -----------------------------------------------------------------------
 
@@ -80,6 +86,29 @@ async def test_two_applications_do_not_share_anything() -> None:
 async def test_an_answer_is_not_kept_back_for_the_clients_acknowledgement(api: Api) -> None:
     [listening] = [listener for server in api.server._uvicorn.servers for listener in server.sockets]
     assert listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)  # connections inherit it
+
+
+def _python(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])
+def test_without_its_extra_it_says_what_to_install(package: str) -> None:
+    done = _python(f"import sys; sys.modules[{package!r}] = None; import durable; import durable.http")
+    assert done.stderr.splitlines()[-1].startswith(
+        "ImportError: durable.http needs its extra: pip install 'durable[http]'"
+    )
+
+
+def test_the_library_itself_does_not_import_it() -> None:
+    done = _python("import sys, durable.engine; print(*sys.modules)")
+    assert {"fastapi", "starlette", "uvicorn", "prometheus_client", "durable.http"} & {*done.stdout.split()} == set()
+
+
+def test_what_is_public_is_this() -> None:
+    assert set(durable.http.__all__) == {"HttpOptions", "Redact", "Server", "create_app", "serve"}
+    for name in set(durable.http.__all__) - {"Redact"}:
+        assert inspect.getdoc(getattr(durable.http, name)), name
 
 
 # -- problems -------------------------------------------------------------------------------------
@@ -199,7 +228,7 @@ async def test_the_document_is_served(document: dict[str, Any]) -> None:
 
 
 def test_the_documentation_names_every_request_and_its_scope() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
+    page = (ROOT / "docs" / "http.md").read_text()
     table = page.partition("<!-- routes -->")[2].partition("<!-- end -->")[0]
     documented = re.findall(r"^\| `(\w+ [^`]+)` \| (?:`([\w:]+)`|–) \|", table, re.MULTILINE)
     app = create_app(Engine("memory://"))
@@ -212,9 +241,7 @@ def test_the_documentation_names_every_request_and_its_scope() -> None:
 
 
 def test_the_documentation_names_every_problem() -> None:
-    page = (
-        (Path(__file__).parents[2] / "docs" / "http.md").read_text().partition("## Problems")[2].partition("## Who")[0]
-    )
+    page = (ROOT / "docs" / "http.md").read_text().partition("## Problems")[2].partition("## Who")[0]
     documented = set(re.findall(r"`([a-z]+(?:-[a-z]+)+|unauthorized|timeout|stopping)`", page)) - {"too-slow"}
     package = Path(problems.__file__).parent
     text = "".join(path.read_text() for path in package.rglob("*.py"))

@@ -11,7 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from durable import State
+from durable import Engine, State
+from durable.http import serve
+from tests.http.flows import FLOWS
 from tests.http.serving import SOON, Api
 
 ORDER = {"orderId": "ORD-123"}
@@ -401,6 +403,20 @@ async def test_a_retry_repeats_from_a_step(api: Api) -> None:
     await api.ended(failed)
     entries = (await api.get(f"/v1/runs/{failed}/timeline"))["items"]
     assert [entry["kind"] for entry in entries if entry["name"] == "reserve"] == ["started", "completed"]
+
+
+async def test_a_tick_advances_a_run_where_there_is_no_worker() -> None:
+    engine = Engine("memory://", workflows=FLOWS)
+    async with await serve(engine, port=0) as server:
+        api = Api(server, engine)
+        async with api.client:
+            run_id = await api.trigger("order-flow", ORDER)
+            assert (await api.get(f"/v1/runs/{run_id}"))["state"] == "pending"
+            ticked = await api.post(f"/v1/runs/{run_id}/tick")
+            assert ticked == {"id": run_id, "state": "waiting", "changed": True}
+            assert (await api.post(f"/v1/runs/{run_id}/tick"))["changed"] is False
+            await api.post(f"/v1/runs/{run_id}/resume", {"approved": True}, 202)
+            assert (await api.post(f"/v1/runs/{run_id}/tick"))["state"] == "completed"
 
 
 # -- many -----------------------------------------------------------------------------------------

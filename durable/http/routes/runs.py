@@ -265,8 +265,12 @@ async def retry(here: Here, who: Operator, run_id: RunId, body: RetryBody | None
 
 
 @router.post("/runs/{run_id}/tick", responses=also(404))
-async def tick(here: Here, _: Operator, run_id: RunId) -> Changed:
-    """Advance the run in this process: what of it is ready executes, until it rests or ends."""
+async def tick(here: Here, _: Operator, request: Request, run_id: RunId) -> Changed:
+    """Advance the run in this process: what of it is ready executes, until it rests or ends.
+
+    It has the time of a long poll. After that the step that is under way may end, and the run waits for the next tick.
+    """
+    allow(request, here.options.max_wait)
     before = await here.engine.get_run(run_id)
     state = await here.engine.tick(run_id)
     return Changed(id=run_id, state=state, changed=state is not before.state)
