@@ -85,6 +85,11 @@ bench-exchange: $(STAMP)  ## The same for fan-out, children, signals and transac
 bench-http: $(STAMP)  ## Triggers per second over HTTP, one server process, 64 connections; ARGS="--store sqlite --profile"
 	@$(BIN)/python -m benchmarks.http $(ARGS)
 
+.PHONY: image
+image:  ## Build the image of examples/standalone, and ask it for its version; needs Docker
+	@docker build --quiet -f examples/standalone/Dockerfile -t durable-standalone .
+	@docker run --rm durable-standalone durable --version
+
 .PHONY: lock
 lock: $(STAMP)  ## Pin the newest versions anew, with hashes, for every supported Python
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check uv

@@ -27,7 +27,12 @@ APP = """
     async def stay(ctx: Context) -> None:
         await ctx.step("forever", forever)
 
-    engine = Engine("{url}", workflows=[greet, stay], worker=WorkerOptions(lease=60, drain_timeout={drain}))
+    class Told(Engine):
+        async def stop(self) -> None:
+            print("the engine stops", flush=True)
+            await super().stop()
+
+    engine = Told("{url}", workflows=[greet, stay], worker=WorkerOptions(lease=60, drain_timeout={drain}))
 """
 UP = re.compile(r"worker [0-9a-f-]{36}, pid (\d+), executes")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from durable import Engine, State
+from durable import Engine, InvalidArgument, State, WorkerOptions
 from durable.cli import supervisor
 from durable.cli.process import Done, Order
 from durable.cli.standalone import running_engine
@@ -90,6 +90,7 @@ async def test_systemd_may_signal_every_process_of_the_unit_and_all_of_them_drai
         handle = await client.trigger("stay", version="1")
         terminal.expect("the step runs")
         os.kill(pid, signal.SIGTERM)
+        terminal.expect("the engine stops")
         terminal.kill(signal.SIGTERM)
         assert exit_code(terminal) == 0
         assert await handle.status() == State.PENDING  # given back: it waits for no lease
@@ -144,7 +145,17 @@ def test_the_engine_may_be_given_other_queues_and_another_concurrency(durable: C
     assert engine.worker_options.concurrency == 7
     assert engine.worker_options.lease == 60, "what was not given stays"
     assert queue_names(None) is None
+    assert engine.worker_options.replaced(lease=2).lease == 2
+    with pytest.raises(InvalidArgument, match="concurrency"):
+        engine.worker_options.replaced(concurrency=0)
     assert "names no queue" in durable("worker", "app:engine", "--queues", " ,", code=2).err
+
+
+async def test_options_are_replaced_before_the_start_alone() -> None:
+    engine = Engine("memory://")
+    async with engine.client():
+        with pytest.raises(InvalidArgument, match="before the engine starts"):
+            engine.worker_options = WorkerOptions()
 
 
 def load(directory: Path, **changes: object) -> Engine:
