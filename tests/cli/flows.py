@@ -65,12 +65,26 @@ async def broken(ctx: Context) -> int:
     return await ctx.step("charge", refused, retry=Retry(max_attempts=2, initial_delay=0.0))
 
 
+stuck = True
+
+
+async def release_later(found: str) -> None:
+    if stuck:
+        raise RuntimeError("not yet")
+
+
+@workflow
+async def undoable(ctx: Context) -> int:
+    await ctx.step("reserve", hold, 1, compensate=release_later)
+    return await ctx.step("charge", refused)
+
+
 @workflow
 async def lost(ctx: Context) -> int:
     return await ctx.step("charge", refused)
 
 
-ALL = (greet, check, expense, order, broken, lost)
+ALL = (greet, check, expense, order, broken, undoable, lost)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -16,6 +16,7 @@ from durable.cli.bulk import Operation, operate
 from durable.cli.options import Where
 from durable.cli.shapes import OperatedShape, ReportShape, RunPageShape, TriggeredShape
 from durable.testing.postgres import PostgresServer
+from tests.cli import flows
 from tests.cli.command import Command
 from tests.cli.flows import HOSTILE, client, execute, run
 
@@ -332,11 +333,17 @@ def test_only_what_a_retry_applies_to_is_retried(durable: Command) -> None:
     assert state(durable, waiting) == "waiting"
 
 
-def test_failed_compensations_are_retried(durable: Command) -> None:
-    run_id = triggered(durable, "lost")
+def test_failed_compensations_are_retried(durable: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id, other = triggered(durable, "undoable"), triggered(durable, "lost")
     execute(durable.url)
-    said = durable("runs", "retry", run_id, "--compensation", code=1)
-    assert "retry_compensation does not apply" in said.err
+    assert report(durable, run_id)["run"]["error"]["not_undone"] == ["reserve"]
+    assert "not undone" in durable("runs", "show", run_id).out
+    monkeypatch.setattr(flows, "stuck", False)
+    document = durable("runs", "retry", run_id, other, "--compensation", "--json", code=1).json(OperatedShape)
+    assert document["changed"] == [run_id]
+    assert "retry_compensation does not apply" in document["unchanged"][0]["why"]
+    execute(durable.url)
+    assert state(durable, run_id) == "compensated"
 
 
 def test_more_runs_than_a_page_are_operated(durable: Command) -> None:
