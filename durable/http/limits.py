@@ -25,6 +25,7 @@ _TARGET = 8 * 1024
 _BODIES = 8
 """Bodies of the largest size that all requests together may hold in memory while they are handled."""
 
+_AGAIN = {"Retry-After": "1"}
 _ALLOWANCE = "durable.allowance"
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -95,6 +96,12 @@ class LimitsMiddleware:
                 await self._handle(scope, receive, answer)
         except Problem as error:
             answer.problem = answer.problem or error
+        except asyncio.CancelledError:  # the server has waited for it long enough
+            if not answer.begun:
+                await Problem(503, "stopping", "the server is stopping", headers=_AGAIN).response()(
+                    scope, receive, send
+                )
+            raise
         if answer.problem is not None and not answer.begun:
             await answer.problem.response()(scope, receive, send)
 
@@ -195,12 +202,11 @@ class LimitsMiddleware:
         except TimeoutError:
             if over is None or not over.expired() or answer.begun:
                 raise  # too late to say why: the server closes the connection, and the client sees half an answer
-            headers = {"Retry-After": "1"}
             if self._outage.away:
                 detail = "the store does not answer; whether this was carried out is unknown"
-                raise Problem(503, "store-unavailable", detail, headers=headers) from None
+                raise Problem(503, "store-unavailable", detail, headers=_AGAIN) from None
             detail = "there was no answer in time; whether this was carried out is unknown"
-            raise Problem(503, "timeout", detail, headers=headers) from None
+            raise Problem(503, "timeout", detail, headers=_AGAIN) from None
 
     def _too_large(self) -> Problem:
         # The connection stays open: what is still coming is thrown away by the server, which closes it after a while.
@@ -209,4 +215,4 @@ class LimitsMiddleware:
 
 
 def _busy(detail: str) -> Problem:
-    return Problem(429, "too-many-requests", detail, headers={"Retry-After": "1"})
+    return Problem(429, "too-many-requests", detail, headers=_AGAIN)

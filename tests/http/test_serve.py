@@ -14,6 +14,7 @@ import pytest
 
 from durable import ConfigurationError, Engine
 from durable.http import HttpOptions, serve
+from durable.http import server as serving
 from tests.http.flows import FLOWS
 from tests.http.raw import connection
 from tests.http.serving import SOON, Api
@@ -71,6 +72,20 @@ async def test_requests_that_are_under_way_end_before_the_server_stops() -> None
         await raw.send(b'"input": 12}')
         assert (await raw.answer()).status == 201
         await stopping
+
+
+async def test_a_request_that_outlasts_the_stop_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "_DRAIN", 0)
+    server = await serve(_engine(), port=0)
+    api = Api(server, _engine())
+    async with api.client:
+        run_id = await api.trigger("sleeps")
+        poll = asyncio.create_task(api.client.get(f"/v1/runs/{run_id}/result", params={"wait": 30}))
+        await api.get("/health")  # on another connection, opened after that of the poll
+        async with asyncio.timeout(SOON / 2):
+            await server.stop()
+            answer = await poll
+    assert (answer.status_code, answer.json()["type"]) == (503, "urn:durable:problem:stopping")
 
 
 async def test_serving_leaves_the_signals_to_the_process() -> None:
