@@ -9,6 +9,7 @@ import asyncio
 import logging
 from datetime import timedelta
 
+from durable.cancelling import cancelled
 from durable.errors import StoreUnavailable
 from durable.hooks import Hooks
 from durable.store import Store
@@ -50,8 +51,7 @@ class Pruning:
 
     async def stopped(self, within: float) -> None:
         """Return when nothing is under way any more, or after ``within`` seconds: a server may not answer."""
-        if self._task is not None:
-            await asyncio.wait([self._task], timeout=within)
+        await cancelled(self._task, within=within)
 
     async def _look_for_ever(self, age: timedelta) -> None:
         while True:

@@ -233,8 +233,9 @@ class Store(Timetable, Protocol):
 
         ``also`` is applied with its write or not at all. A write that has records, all of which are there already, was
         sent before: it does nothing of it again. (Without records only what does not matter twice comes alone: consumed
-        ids, and waits for the end of a shared effect.) Children have neither ``key`` nor ``concurrency_key``, and their
-        ids are new. A consumed id that the inbox does not hold is passed over.
+        ids, waits for the end of a shared effect, and that the run does not make one any more.) Children have neither
+        ``key`` nor ``concurrency_key``, and their ids are new. A consumed id that the inbox does not hold is passed
+        over.
 
         When a linked run leaves, its place in a limited queue is free. When it ends, by whomever (a commit, the reaper,
         a request), its parent gets the signal ``child/<parent_key>`` with the child's id as its own, also a parent that

@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("annotations", "codec", "cron", "durations", "exactness", "failures", "inbox", "names"),
         *("replay", "requests", "retry", "scheduling", "states", "timeline"),
     ),
-    ("clock", "collector", "ids", "sql", "store", "threads", "timetable"),
+    ("cancelling", "clock", "collector", "ids", "sql", "store", "threads", "timetable"),
     ("stores",),
     (
         *(
