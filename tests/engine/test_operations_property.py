@@ -17,11 +17,11 @@ import asyncio
 import json
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -87,7 +87,8 @@ class Plans:
             kind = "step"
         self.number += 1
         made: dict[str, Any] = {"kind": kind, "name": f"{kind} {self.number}"}
-        getattr(self, f"_{kind.replace(' ', '_')}", lambda *_: None)(made, depth)
+        if (adds := getattr(self, f"_{kind.replace(' ', '_')}", None)) is not None:
+            adds(made, depth)
         return made
 
     def child(self, depth: int) -> list[dict[str, Any]]:
@@ -208,7 +209,7 @@ class Follower:
             case "race":
                 return "", await race([asyncio.ensure_future(side) for side in self.sides(ctx, prefix, op, here)])
             case "map":
-                items = list(enumerate(op["fails"]))
+                items: list[tuple[int, bool]] = list(enumerate(op["fails"]))
                 return key, await failing(ctx.map(name, self.item, items, **how(op)))
             case "children":
                 return key, await failing(ctx.map(name, self.workflow, op["plans"], **how(op)))
@@ -256,9 +257,10 @@ async def failing(result: Awaitable[Any]) -> Any:
         found = await result
     except (StepFailed, ChildFailed, WaitTimeout) as error:
         return type(error).__name__
-    if isinstance(found, list):
-        found = [type(one).__name__ if isinstance(one, Exception) else one for one in found]
-    return list(found) if isinstance(found, tuple) else found
+    if not isinstance(found, list | tuple):
+        return found
+    values = cast("Iterable[Any]", found)  # of a fan-out, or the name and the payload of a signal
+    return [type(one).__name__ if isinstance(one, Exception) else one for one in values]
 
 
 async def race(sides: list[asyncio.Future[Any]]) -> list[Any]:
