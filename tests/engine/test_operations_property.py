@@ -209,7 +209,8 @@ class Follower:
             case "race":
                 return "", await race([asyncio.ensure_future(side) for side in self.sides(ctx, prefix, op, here)])
             case "map":
-                items: list[tuple[int, bool]] = list(enumerate(op["fails"]))
+                fails: list[bool] = op["fails"]
+                items = list(enumerate(fails))
                 return key, await failing(ctx.map(name, self.item, items, **how(op)))
             case "children":
                 return key, await failing(ctx.map(name, self.workflow, op["plans"], **how(op)))
