@@ -365,6 +365,9 @@ class Store(Timetable, Protocol):
         No entry is ever added before a cursor that was given out: what was written by a transaction that has not ended,
         and all that came later, is not shown yet. Entries are pruned with their run, and cursors stay valid: one of an
         entry that is gone stands for its place.
+
+        Raises:
+            InvalidArgument: ``after`` is no cursor of this store.
         """
         ...
 
