@@ -227,7 +227,7 @@ class Scenario:
             self._start_worker()
 
     async def _kill_when_due(self, held: Sequence[RunSummary]) -> None:
-        """Half of the orders have ended: kill the worker that has the most in its hands; near the end, if it has any."""
+        """Half of the orders have ended: kill the worker that has the most in its hands, near the end also few."""
         alive = Counter(run.owner for run in held if run.owner in self._ids and self._ids[run.owner].alive)
         workers = sum(child.alive for child in self._ids.values())
         ended = len(self._ends) / len(self._orders)
