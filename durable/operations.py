@@ -70,6 +70,9 @@ class Operations:
                     self._succeeded(op, call, text, value, attempt)
                     return value
             await self._failed(op, call, error, attempt)
+        except asyncio.CancelledError:
+            self._give_up(op, call)
+            raise
         finally:
             self._end(op)
 
@@ -143,6 +146,16 @@ class Operations:
             self._execution.refuse(error)
         self._compensations.register(record, call, value)
         return value
+
+    def _give_up(self, op: Operation, call: Call) -> None:
+        """Where the run's own code has cancelled a step, nobody makes its shared effect any more; it is free.
+
+        This run may be who asks next, and would wait for itself. It may have been taken in an earlier pass. A run that
+        is parked frees it when it ends.
+        """
+        execution = self._execution
+        if call.shared is not None and op.recorded is None and not execution.stopped and not execution.parked:
+            execution.write(also=ended(call.shared, op.key, kept=False))
 
     async def _made_elsewhere(self, op: Operation, call: Call, text: str) -> Any:
         """Another run's step has made the effect: its result is recorded here too. It is that run's to undo."""

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from datetime import timedelta
 
+from durable.cancelling import cancelled
 from durable.errors import StoreUnavailable
 from durable.hooks import Hooks
 from durable.store import Store
@@ -52,8 +53,7 @@ class Pruning:
 
     async def stopped(self, within: float) -> None:
         """Return when nothing is under way any more, or after ``within`` seconds: a server may not answer."""
-        if self._task is not None:
-            await asyncio.wait([self._task], timeout=within)
+        await cancelled(self._task, within=within)
 
     async def _look_for_ever(self, age: timedelta) -> None:
         # The flag, too: up to Python 3.11 asyncio.wait_for, which drivers use, drops a cancellation that comes together

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from durable.cancelling import cancelled
 from durable.errors import ConfigurationError, StoreUnavailable
 from durable.model import Run
 from durable.store import Hint, Store
@@ -39,9 +40,7 @@ class Results:
     async def stop(self) -> None:
         if self._unsubscribe is not None:
             self._unsubscribe()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await cancelled(self._task)
         for futures in self._awaited.values():
             for future in futures:
                 if not future.done():

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
+from durable.cancelling import cancelled
 from durable.declarations import run_of
 from durable.errors import InvalidArgument, PayloadError, StoreUnavailable
 from durable.hooks import Hooks
@@ -77,8 +78,7 @@ class Scheduler:
 
     async def stopped(self, within: float) -> None:
         """Return when nothing is under way any more, or after ``within`` seconds: a server may not answer."""
-        if self._task is not None:
-            await asyncio.wait([self._task], timeout=within)
+        await cancelled(self._task, within=within)
 
     def poke(self) -> None:
         """Something may be due, or due earlier than before."""

@@ -249,8 +249,9 @@ class Store(Timetable, Oversight, Protocol):
 
         ``also`` is applied with its write or not at all. A write that has records, all of which are there already, was
         sent before: it does nothing of it again. (Without records only what does not matter twice comes alone: consumed
-        ids, and waits for the end of a shared effect.) Children have neither ``key`` nor ``concurrency_key``, and their
-        ids are new. A consumed id that the inbox does not hold is passed over.
+        ids, waits for the end of a shared effect, and that the run does not make one any more.) Children have neither
+        ``key`` nor ``concurrency_key``, and their ids are new. A consumed id that the inbox does not hold is passed
+        over.
 
         When a linked run leaves, its place in a limited queue is free. When it ends, by whomever (a commit, the reaper,
         a request), its parent gets the signal ``child/<parent_key>`` with the child's id as its own, also a parent that
@@ -380,6 +381,9 @@ class Store(Timetable, Oversight, Protocol):
         No entry is ever added before a cursor that was given out: what was written by a transaction that has not ended,
         and all that came later, is not shown yet. Entries are pruned with their run, and cursors stay valid: one of an
         entry that is gone stands for its place.
+
+        Raises:
+            InvalidArgument: ``after`` is no cursor of this store.
         """
         ...
 

@@ -191,6 +191,7 @@ class Worker:
         )
         closed = lambda: worker != self.id or self._given_up  # noqa: E731
         self.committer = Committer(self._store, worker, closed, None if self.meter is None else self.meter.committed)
+        self._reconcile_at = time.monotonic() + self._options.lease
         self._next_expiry = self.clock.now()  # look at once for what others left behind
 
     @property
@@ -227,6 +228,10 @@ class Worker:
         self.id = ""
         for execution in [*self._active.values(), *self._warm.values()]:
             execution.lose()
+        self._warm.clear()  # at once: a claim under the new id must not resume what is being unwound
+        for timer in self._lingering.values():
+            timer.cancel()
+        self._lingering.clear()
         self._batches.clear()
         self._batch_of.clear()
         self._done_batches.clear()
@@ -259,21 +264,19 @@ class Worker:
                     await self._heartbeat.stop()
                     await self._register()  # under a new id
                 await self._reap_if_due()
+                await self._reconcile_if_due()
                 free = self._options.concurrency - len(self._active)
                 await self._claim(max(0, min(free, _CLAIM_MOST)))  # with no slot free, to hear what is asked
             except StoreUnavailable as error:
                 _log.warning("cannot claim: %s", error)
+                self._reconcile_at = 0.0
                 await self._wait(_RETRY_PAUSE)
-                await self._reconcile()
                 continue
             except Exception:
                 _log.exception("a claim failed in a way that it must not")
                 self.hooks.emit("error", detail="a claim failed")
                 await self._wait(_RETRY_PAUSE)
                 continue
-            if time.monotonic() >= self._reconcile_at:
-                self._reconcile_at = time.monotonic() + self._options.lease
-                await self._reconcile()
             if not (self._more and len(self._active) < self._options.concurrency):
                 self._check_idle()
                 await self._wait(self._options.poll_interval)
@@ -376,22 +379,20 @@ class Worker:
                 self._on_ended(run_id)
                 self.hooks.emit("run_dead_lettered", run_id=run_id, workflow=workflow)
 
-    async def _reconcile(self) -> None:
+    async def _reconcile_if_due(self) -> None:
         """After a claim whose answer was lost: give back what the store says is ours and is not here."""
-        if not self.id or self._stopping:
+        if time.monotonic() < self._reconcile_at or self._stopping:
             return
-        try:
-            owned = await self._store.owned(self.id)
-            strays = [ref for ref in owned if ref.id not in self._active]
-            if strays:
-                states = {run.id: run.state for run in await self._store.get_runs([ref.id for ref in strays])}
-                writes = [RunWrite(ref, change=release(states[ref.id])) for ref in strays if ref.id in states]
-                await self._store.commit(self.id, writes)
-                self.poke()
-            waiting = [run_id for run_id, execution in self._active.items() if execution.waiting]
-            await self._read(waiting)  # a lost answer may have told of their signals
-        except StoreUnavailable:
-            self.poke()  # the claim loop meets the same failure, pauses, and comes back here
+        owned = await self._store.owned(self.id)
+        strays = {ref.id: ref for ref in owned if ref.id not in self._active}
+        if strays:
+            runs = await self._store.get_runs(list(strays))  # some have left by themselves since they were read
+            writes = [RunWrite(strays[run.id], change=release(run.state)) for run in runs if run.owner == self.id]
+            await self._store.commit(self.id, writes)
+            self.poke()
+        waiting = [run_id for run_id, execution in self._active.items() if execution.waiting]
+        await self._read(waiting)  # a lost answer may have told of their signals
+        self._reconcile_at = time.monotonic() + self._options.lease
 
     def _wake_at(self, when: datetime) -> None:
         """Claim again at ``when``, the earliest of what was asked for."""
@@ -453,9 +454,10 @@ class Worker:
     def left(self, execution: Execution, change: Change) -> None:
         """A run was ended, parked or given back; that is committed."""
         run_id = execution.run.id
+        here = self._active.get(run_id) is execution  # else it was claimed anew before the answer to its park came
         self._free(run_id, execution)
         if execution.parked:
-            if self.linger:
+            if self.linger and here:
                 self._keep_warm(run_id, execution)
             else:
                 self._evict(run_id, execution)
@@ -494,7 +496,8 @@ class Worker:
 
     def _evict(self, run_id: str, execution: Execution, within: float = UNWIND) -> None:
         """From now on a claim of the run starts a new execution: this one is unwound, and could not go on."""
-        if self._warm.pop(run_id, None) is not None:
+        if self._warm.get(run_id) is execution:
+            del self._warm[run_id]
             self._lingering.pop(run_id).cancel()
         task = asyncio.get_running_loop().create_task(execution.evict(within))
         self._evictions.add(task)

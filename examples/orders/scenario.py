@@ -227,13 +227,14 @@ class Scenario:
             self._start_worker()
 
     async def _kill_when_due(self, held: Sequence[RunSummary]) -> None:
-        """Half of the orders have ended: kill the worker that has the most in its hands."""
+        """Half of the orders have ended: kill the worker that has the most in its hands, near the end also few."""
         alive = Counter(run.owner for run in held if run.owner in self._ids and self._ids[run.owner].alive)
         workers = sum(child.alive for child in self._ids.values())
-        if len(self._ends) < len(self._orders) / 2 or workers < 2:
+        ended = len(self._ends) / len(self._orders)
+        if ended < 0.5 or workers < 2:
             return
         victim, holds = alive.most_common(1)[0] if alive else (None, 0)
-        if victim is None or holds < _HOLDS_ENOUGH:
+        if victim is None or holds < (_HOLDS_ENOUGH if ended < 0.75 else 1):
             return
         child = self._ids[victim]
         await asyncio.to_thread(child.kill)

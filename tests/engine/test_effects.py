@@ -204,3 +204,21 @@ async def test_a_run_that_is_parked_asks_when_it_goes_on(real_time: Backend) -> 
         parked.set()
         await engine.signal(handle.run_id, "answer", 1)
         assert await real_time.result(engine, handle) == [1, "receipt"]
+
+
+async def test_a_step_that_the_code_cancels_leaves_the_effect_to_the_next_one_of_this_run_too(backend: Backend) -> None:
+    bank = Bank()
+
+    @workflow
+    async def flow(ctx: Context) -> str:
+        first = asyncio.create_task(ctx.step("first", bank.charge, idempotency_key="k"))
+        await ctx.step("until it has begun", bank.begun.wait)
+        first.cancel()
+        await asyncio.wait([first])
+        await ctx.sleep("a replay comes to the same", 0.02)
+        bank.go_on.set()
+        return await ctx.step("second", bank.charge, idempotency_key="k")
+
+    async with backend.engine(flow, linger=0) as engine:
+        handles = await engine.trigger_many(flow, [None, None])
+        assert {await backend.result(engine, handle) for handle in handles} <= {"receipt 2", "receipt 3"}

@@ -9,7 +9,7 @@ says, and nothing that was recorded has changed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -288,6 +288,13 @@ class Lifecycle(RuleBasedStateMachine):
         @workflow(name=name, retry=retry)
         async def follows(ctx: Context, plan: list[str]) -> None:
             call = partial(self.called, ctx.services["generation"], ctx.run_id)
+
+            def undo(key: str) -> Callable[[None], Coroutine[Any, Any, None]]:
+                async def undone(_: None) -> None:  # no lambda: that would be called in a thread, which takes time
+                    await call(f"{key}/undo")
+
+                return undone
+
             for number, op in enumerate(plan):
                 if op == "rollback":
                     ctx.on_rollback(f"{number}", call, f"{number}/undo")
@@ -300,7 +307,7 @@ class Lifecycle(RuleBasedStateMachine):
                         f"{number}",
                         call,
                         f"{number}",
-                        compensate=(lambda _, n=number: call(f"{n}/undo")) if op in COMPENSABLE else None,
+                        compensate=undo(f"{number}") if op in COMPENSABLE else None,
                         retry=Retry(1, on_exhausted="pause") if op == "stubborn" else None,
                     )
 

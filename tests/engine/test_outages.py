@@ -9,13 +9,14 @@ import stat
 import traceback
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from durable import ConfigurationError, Context, Engine, Retry, State, StoreUnavailable, workflow
 from tests.engine.backends import SOON, Backend
 from tests.engine.test_replay import EVICT
-from tests.engine.wrapped import Between, GoesDown, LosesAnswers, MissesRenewals
+from tests.engine.wrapped import Between, Call, GoesDown, LosesAnswers, MissesRenewals
 
 SECRET = "s3cr3t-pa55"
 
@@ -62,6 +63,41 @@ async def test_P05_one_failed_renewal_aborts_nothing(real_time: Backend) -> None
     assert store.left == 0
     assert calls == ["slow"]
     assert "takeover" not in kinds
+
+
+async def test_a_run_that_leaves_while_the_worker_looks_for_what_it_holds_is_no_stray(real_time: Backend) -> None:
+    """After a claim without an answer the worker asks what it holds. By the answer a run has parked by itself."""
+    go_on, asked = asyncio.Event(), 0
+
+    class Slow(Between):
+        async def around(self, name: str, call: Call) -> Any:
+            nonlocal asked
+            answer = await call()
+            if name == "claim" and answer.runs and not asked:
+                asked = 1
+            elif name == "claim" and asked == 1:
+                asked = 2
+                raise StoreUnavailable("no answer")
+            elif name == "owned" and asked == 2:
+                asked = 3
+                assert [ref.id for ref in answer] == [handle.run_id]
+                go_on.set()
+                await real_time.until(client, handle.run_id, State.SLEEPING)
+            return answer
+
+    @workflow
+    async def flow(ctx: Context) -> str:
+        await ctx.step("until it is read", go_on.wait)
+        await ctx.sleep("nap", 0.5)
+        return "done"
+
+    store = Slow(real_time.store()).store
+    client = real_time.engine(flow)
+    async with client.client():
+        handle = await client.trigger(flow)
+        async with real_time.engine(flow, store=store, poll_interval=0.05):
+            assert await handle.result(timeout=SOON) == "done"
+    assert asked == 3
 
 
 @pytest.mark.parametrize("verb", ["commit", "claim", "create_runs"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -199,15 +200,17 @@ async def test_transactions_beside_each_other_are_delivered_in_the_order_of_thei
 
 
 class HoldsTheCommit(Between):
-    """Lets a transaction commit some time after its record was drafted."""
+    """Lets a transaction commit some time after its record was drafted, which it tells."""
 
     def __init__(self, inner: Store, seconds: float) -> None:
         super().__init__(inner)
         self._seconds = seconds
+        self.drafted: Callable[[], None] = lambda: None
 
     async def transact(self, worker: str, work: Any, on_loop: bool, write: Any) -> Any:
         async def held(raw: Any) -> Any:
             planned = await write(raw)
+            self.drafted()
             await asyncio.sleep(self._seconds)
             return planned
 
@@ -217,9 +220,9 @@ class HoldsTheCommit(Between):
 async def test_a_timeout_that_passes_while_it_commits_does_not_count(books: Books) -> None:
     @workflow
     async def flow(ctx: Context) -> str:
-        return await ctx.transaction("book", books.write_async, "a", timeout=0.05, retry=2)
+        return await ctx.transaction("book", books.write_async, "a", timeout=1, retry=2)
 
-    async with books.engine(flow, store=HoldsTheCommit(books.store(), 0.15).store) as engine:
+    async with books.engine(flow, store=HoldsTheCommit(books.store(), 1.2).store) as engine:
         handle = await engine.trigger(flow)
         assert await handle.result(SOON) == "a"
         kinds = [entry.kind for entry in await engine.timeline(handle.run_id)]
@@ -251,7 +254,7 @@ async def test_a_function_that_is_late_leaves_nothing(books: Books, kind: str) -
     @workflow
     async def flow(ctx: Context) -> str:
         function: Any = slow if kind == "on the loop" else slow_in_thread
-        return await ctx.transaction("book", function, timeout=0.1, retry=2)
+        return await ctx.transaction("book", function, timeout=1, retry=2)
 
     async with books.engine(flow) as engine:
         assert await (await engine.trigger(flow)).result(SOON) == "try 2"
@@ -261,20 +264,27 @@ async def test_a_function_that_is_late_leaves_nothing(books: Books, kind: str) -
 @pytest.mark.parametrize("cancels", [1, 2])
 async def test_P53_a_cancellation_while_it_commits_comes_too_late_on_every_pass(books: Books, cancels: int) -> None:
     """The record is there: a replay returns the result, and so does the first pass."""
-    passes = Passes()
+    passes, store = Passes(), HoldsTheCommit(books.store(), 0.15)
 
     @workflow
     async def flow(ctx: Context) -> str:
-        note = passes.begin()
+        note, loop = passes.begin(), asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(0.05), asyncio.timeout(0.08 if cancels == 2 else None):
+            async with asyncio.timeout(None) as first, asyncio.timeout(None) as second:
+                limits = [first, second][:cancels]
+
+                def drafted() -> None:
+                    for number, limit in enumerate(limits):
+                        limit.reschedule(loop.time() + 0.01 * number)
+
+                store.drafted = drafted
                 note(await ctx.transaction("book", books.write_async, "a"))
         except TimeoutError:
             note("timed out")
-        await ctx.sleep("on", 0.02)
+        await ctx.sleep("on", 0.3)
         return await ctx.step("after", str, "done")
 
-    async with books.engine(flow, store=HoldsTheCommit(books.store(), 0.15).store, linger=0) as engine:
+    async with books.engine(flow, store=store.store, linger=0) as engine:
         assert await (await engine.trigger(flow)).result(SOON) == "done"
     assert passes.agree() == ["a"]
     assert books.entries == ["a"]

@@ -74,7 +74,7 @@ async def test_P14_no_task_of_the_run_that_waits_for_an_operation_outlives_the_p
             finally:
                 ended.append(name)
 
-        tasks.extend(asyncio.create_task(branch(name, EVICT)) for name in ("a", "b"))
+        tasks.extend(asyncio.create_task(branch(name, 0.5)) for name in ("a", "b"))  # parked well before
         await asyncio.gather(*tasks[-2:])
         return "done"
 

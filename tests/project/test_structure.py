@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("annotations", "codec", "cron", "durations", "exactness", "failures", "inbox", "names"),
         *("replay", "requests", "retry", "scheduling", "states", "timeline", "waits"),
     ),
-    ("clock", "collector", "ids", "meter", "oversight", "sql", "store", "threads", "timetable"),
+    ("cancelling", "clock", "collector", "ids", "meter", "oversight", "sql", "store", "threads", "timetable"),
     ("stores",),
     (
         *(

@@ -14,6 +14,7 @@ from contextlib import suppress
 
 import psycopg
 
+from durable.cancelling import cancelled
 from durable.errors import DurableError, without_password
 from durable.store import Hint
 from durable.stores.postgres.connections import Async, Server
@@ -63,11 +64,8 @@ class Hints:
         self._closing = True
         self._wanted.set()
         listening, notifying, testing = self._tasks
-        listening.cancel()
-        testing.cancel()
         await asyncio.wait([notifying], timeout=_FAREWELL)
-        notifying.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancelled(listening, notifying, testing)
         self._tasks = []
 
     def subscribe(self, callback: Callable[[Hint], None]) -> Callable[[], None]:

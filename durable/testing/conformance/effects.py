@@ -11,7 +11,7 @@ import pytest
 
 from durable import states
 from durable.errors import PayloadError
-from durable.model import Also, Awaited, Change, ClaimedRun, Effect, EffectEnd, Kind, Outcome, RunRef, State
+from durable.model import Also, Awaited, Change, ClaimedRun, Effect, EffectEnd, Kind, Outcome, RunRef, RunWrite, State
 from durable.store import EFFECT_TOPIC, Store
 from durable.testing.conformance.harness import (
     LONG_AGO,
@@ -19,7 +19,9 @@ from durable.testing.conformance.harness import (
     StoreHarness,
     Worker,
     claimed,
+    create,
     new_id,
+    new_run,
     read,
     record,
 )
@@ -128,6 +130,20 @@ class EffectConformance:
         await worker.apply(_linked(one), record(1, "other"), also=_end("other", kept=True))
         assert await _take(helper, two) == Effect(False, one.run.id)
         assert await _take(worker, one) == Effect(True, one.run.id)
+
+    @pytest.mark.parametrize("first", [0, 1])
+    async def test_P11_who_gives_it_up_is_heard_beside_one_who_never_had_it(
+        self, harness: StoreHarness, first: int
+    ) -> None:
+        store = await harness.fresh()
+        worker, one = await claimed(store)
+        await create(store, new_run())
+        two = await worker.take()
+        await _take(worker, one)
+        writes = [RunWrite(_linked(one), [], None, _end(kept=False)), RunWrite(two.ref, [], None, _end(kept=False))]
+        outcomes = await worker.commit(writes[first], writes[1 - first])
+        assert outcomes == [Outcome.APPLIED] * 2
+        assert await _take(worker, two, step="pay") == Effect(True, two.run.id)
 
     async def test_P28_an_effect_that_was_undone_is_made_again(self, harness: StoreHarness) -> None:
         store = await harness.fresh()

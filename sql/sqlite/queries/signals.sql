@@ -95,20 +95,21 @@ CREATE TEMP TRIGGER flush_also_into INSTEAD OF INSERT ON flush_also BEGIN
     WHERE a.id = w.key
         AND NOT EXISTS (SELECT 1 FROM durable_records AS h WHERE h.run = a.run AND h.key = e.value ->> 0);
 
-    -- Before the change: when it ends the run, what the run has not kept is free for others.
+    -- Before the change: when it ends the run, what the run has not kept is free for others. Another run of this flush
+    -- may speak of the same effect without having it.
     INSERT INTO also_effects (key, run, step, kept)
-    SELECT e.value ->> 0, a.run, e.value ->> 1, e.value ->> 2
+    SELECT d.key, d.run, d.step, e.value ->> 2
     FROM json_each(NEW.also) AS w
     CROSS JOIN also_new AS a
     CROSS JOIN json_each(w.value, '$[5]') AS e
-    WHERE a.id = w.key
-    ON CONFLICT (key) DO UPDATE SET run = excluded.run, step = excluded.step, kept = excluded.kept;
+    CROSS JOIN durable_effects AS d
+    WHERE a.id = w.key AND d.key = e.value ->> 0 AND d.run = a.run AND d.step = e.value ->> 1
+    ON CONFLICT (key) DO UPDATE SET kept = excluded.kept;
 
     UPDATE durable_effects SET
         ended_at = NEW.now,
         kept = (SELECT e.kept FROM also_effects AS e WHERE e.key = durable_effects.key)
-    WHERE key IN (SELECT key FROM also_effects)
-        AND (run, step) = (SELECT e.run, e.step FROM also_effects AS e WHERE e.key = durable_effects.key);
+    WHERE key IN (SELECT key FROM also_effects);
 
     INSERT INTO flush (now, worker, claims, records, changes)
     VALUES (NEW.now, NEW.worker, NEW.claims, NEW.records, NEW.changes);
