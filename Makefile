@@ -56,7 +56,7 @@ ticks: $(STAMP)  ## A schedule of every second for two minutes, ten engines, one
 
 .PHONY: fuzz-http
 fuzz-http: $(STAMP)  ## 10,000 requests that schemathesis makes up from the OpenAPI document; another seed each time
-	@FUZZ_EXAMPLES=400 FUZZ_SEED=$${FUZZ_SEED:-$$RANDOM} $(BIN)/pytest tests/http/test_fuzz.py --durations=0 $(ARGS)
+	@FUZZ_EXAMPLES=400 FUZZ_SEED=$${FUZZ_SEED:-$$RANDOM} $(BIN)/pytest tests/http/test_fuzz.py -o faulthandler_timeout=0 --durations=0 $(ARGS)
 
 .PHONY: check
 check: $(STAMP)  ## Format, lint, types (mypy and pyright, strict) and the structure of the project
