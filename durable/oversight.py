@@ -49,3 +49,7 @@ class Oversight(Protocol):
     async def repair(self) -> Sequence[str]:
         """Put right what ``examine`` calls repairable; a line for each thing done. Safe while workers work."""
         ...
+
+    def migration_script(self, present: int) -> str:
+        """SQL for the database's shell that brings a schema of version ``present`` to ``latest_version``; no I/O."""
+        ...

@@ -154,10 +154,6 @@ class Store(Timetable, Oversight, Protocol):
         """
         ...
 
-    def migration_script(self, present: int) -> str:
-        """SQL for the database's shell that brings a schema of version ``present`` to ``latest_version``; no I/O."""
-        ...
-
     # -- workers ----------------------------------------------------------------------------------
 
     async def register(self, worker: str, lease: float, host: str = "", pid: int = 0) -> None:
