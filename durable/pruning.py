@@ -37,7 +37,6 @@ class Pruning:
         self._prune_after = prune_after
         self._hooks = hooks
         self._task: asyncio.Task[None] | None = None
-        self._stopping = False
 
     def start(self) -> None:
         """Look now, and from then on every minute."""
@@ -47,7 +46,6 @@ class Pruning:
 
     def stop(self) -> None:
         """Send no further query. One that is under way is cancelled: what it would have deleted is found again."""
-        self._stopping = True
         if self._task is not None:
             self._task.cancel()
 
@@ -56,9 +54,7 @@ class Pruning:
         await cancelled(self._task, within=within)
 
     async def _look_for_ever(self, age: timedelta) -> None:
-        # The flag, too: up to Python 3.11 asyncio.wait_for, which drivers use, drops a cancellation that comes together
-        # with an answer, and the look would go on for ever on a store that is closed.
-        while not self._stopping:
+        while True:
             pause = _EVERY
             try:
                 if await self._store.prune(self._store.clock.now() - age, _BATCH) >= _BATCH:
@@ -68,5 +64,4 @@ class Pruning:
             except Exception:
                 _log.exception("pruning failed in a way that it must not")
                 self._hooks.emit("error", detail="pruning failed")
-            if not self._stopping:
-                await asyncio.sleep(pause)
+            await asyncio.sleep(pause)
