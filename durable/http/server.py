@@ -147,9 +147,10 @@ async def serve(
     options = options or HttpOptions()
     app = create_app(engine, options=options, redact=redact)
     async with AsyncExitStack() as stack:
+        # Before the engine starts: a worker would have claimed runs by then.
+        listener = stack.enter_context(await _listener(engine, host, port))
         if not engine.connected:
             await stack.enter_async_context(engine if worker else engine.client())
-        listener = stack.enter_context(await _listener(engine, host, port))
         server = Server(app, listener, options, stack.pop_all())
         await server.started()
         return server
@@ -161,19 +162,26 @@ async def _listener(engine: Engine, host: str, port: int) -> socket.socket:
         raise ConfigurationError(f"cannot listen on {host}:{port}: ports are 0 to {_LAST_PORT}")
     try:
         [(family, _, _, _, address), *_] = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        if not ipaddress.ip_address(address[0]).is_loopback and not await engine.tokens():
+        if not ipaddress.ip_address(address[0]).is_loopback and not await _tokens_exist(engine):
             raise ConfigurationError(
                 f"refusing to listen on {host}: whoever reaches it could operate every run, since there is no token. "
                 "Make one first (durable token create NAME --scope admin), or listen on 127.0.0.1"
             )
         listener = socket.create_server((address[0], port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise ConfigurationError(f"cannot listen on {host}:{port}: {error}") from None
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     # Connections inherit it. asyncio sets it only where a socket's protocol is named, which that of `create_server` is
     # not: then the second part of an answer waited for the client's delayed ACK, 40 ms for each request.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.setblocking(False)
     return listener
+
+
+async def _tokens_exist(engine: Engine) -> bool:
+    if engine.connected:
+        return bool(await engine.tokens())
+    async with engine.client():
+        return bool(await engine.tokens())
 
 
 class _Uvicorn(uvicorn.Server):
