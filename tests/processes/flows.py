@@ -304,7 +304,7 @@ async def before_sleep(ctx: Context) -> int:
 @workflow
 async def before_woke(ctx: Context) -> int:
     """The sleep ends while the step executes, so the run keeps its slot."""
-    nap = asyncio.create_task(ctx.sleep("nap", 1.5))
+    nap = asyncio.create_task(ctx.sleep("nap", 4))
     pid = await ctx.step("it", held, "never")
     await nap
     return pid
@@ -313,7 +313,7 @@ async def before_woke(ctx: Context) -> int:
 @workflow
 async def before_park(ctx: Context) -> int:
     """Only the sleep is left when user code cancels the step, which leaves no record."""
-    nap = asyncio.create_task(ctx.sleep("nap", 2.5))
+    nap = asyncio.create_task(ctx.sleep("nap", 5))
     step = asyncio.create_task(ctx.step("it", held, "never"))
     if not stage.open:
         await stage.gate("go").passed()

@@ -27,16 +27,18 @@ def written_by(worker: str, timeline: list[TimelineEntry]) -> list[TimelineEntry
 
 async def test_P04_what_a_worker_writes_after_its_lease_is_rejected_whatever_it_is(site: Site) -> None:
     options = {"lease": LEASE, "poll_interval": 0.2, "drain_timeout": 0.2}
+    survivor = await site.start(options=options, open=True, barrier=True)  # what takes time comes before the naps begin
     zombie = await site.worker(options=options, watch=True)
     zombie_id = (await zombie.expect("registered"))["worker"]
+    await survivor.expect("ready")
     async with site.client() as client:
         runs = {kind: await client.trigger(workflow) for kind, workflow in flows.BEFORE.items()}
         for run in runs.values():
             await zombie.expect("holding", run=run.run_id)
-        survivor = await site.worker(options=options, open=True)
         await zombie.expect("write", run=runs["→ compensating"].run_id, parts=["step"], outcome="applied")
         await stop_outside_every_transaction(zombie)
         assert {write["outcome"] for write in zombie.unread("write")} == {"applied"}
+        survivor.say("start")
         before = {kind: await client.timeline(run.run_id) for kind, run in runs.items()}
         for run in runs.values():
             await survivor.expect("holding", within=LEASE + 2, run=run.run_id)
