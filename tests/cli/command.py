@@ -17,6 +17,7 @@ import pexpect
 import pytest
 from pydantic import BaseModel
 
+from durable.cli import output
 from durable.cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,8 @@ class Command:
         self._monkeypatch = monkeypatch
         for name in ("DURABLE_ENGINE", "DATABASE_URL", "DURABLE_SCHEMA", "SCHEMA", "COLUMNS"):
             monkeypatch.delenv(name, raising=False)
+        for console in (output.out, output.err):  # made at the import, when the tests' own runner may have set COLUMNS
+            monkeypatch.setattr(console, "width", 10_000)
         monkeypatch.setenv("DURABLE_DATABASE_URL", url)
         monkeypatch.chdir(directory)
 
