@@ -11,14 +11,14 @@ import ipaddress
 import socket
 from collections.abc import Generator
 from contextlib import AsyncExitStack, contextmanager
+from enum import Enum, auto
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, cast
 
-import h11
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from durable.engine import Engine
 from durable.errors import ConfigurationError
@@ -67,7 +67,7 @@ class Server:
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 app,
-                http=type("Patient", (_Patient,), {"patience": options.body_timeout}),
+                http=_patient(options),
                 ws="none",
                 lifespan="off",  # the engine is connected, and stays so until the last request has ended
                 log_config=None,
@@ -75,7 +75,6 @@ class Server:
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE,
                 timeout_graceful_shutdown=_DRAIN,
-                h11_max_incomplete_event_size=2 * options.max_header + _SLACK,
             )
         )
         self._running = asyncio.create_task(self._run(listener), name="durable http")
@@ -198,53 +197,90 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-class _Patient(H11Protocol):
-    """Uvicorn's protocol, with limited patience for a request's head, and then for its body; its own has no limit.
+def _patient(options: HttpOptions) -> type[HttpToolsProtocol]:
+    limits = {"patience": options.body_timeout, "largest_head": 2 * options.max_header + _SLACK}
+    return type("Patient", (_Patient,), limits)
 
-    It is the one of h11, not of httptools, which takes headers of any size.
+
+class _Phase(Enum):
+    HEAD = auto()  # of the request that comes next: nothing of it, or a part
+    BODY = auto()
+    DONE = auto()  # the whole request is there
+
+
+class _Patient(HttpToolsProtocol):
+    """Uvicorn's protocol, with limited patience for a request's head, and then for its body, and for the head's size.
+
+    Its own has no limits. The other one it has, of h11, takes 0.2 ms more of the CPU for each request.
     """
 
     patience = 10.0  # seconds
-    _phase: Any = None
+    largest_head = 65_536  # bytes
+    _phase = _Phase.HEAD
+    _head = 0
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._watch()
+        self._wait(self.patience)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._watch()
+        if self.transport.is_closing():
+            return
+        if self._phase is _Phase.HEAD:
+            self._head += len(data)
+            if self._head > self.largest_head:
+                self.send_400_response("")
+        elif self._phase is _Phase.DONE and self._timer is None and self._idle and not self.timeout_keep_alive_task:
+            self._wait(self.patience)  # the rest of a body that nobody wanted was the last that came
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._stop_timer()
+        self._stop_waiting()
 
-    def _watch(self) -> None:
-        """The time for a part of a request begins when the part does; what drips in does not prolong it."""
-        state = self.conn.their_state
-        if state is self._phase:
-            return
-        self._phase = state
-        self._stop_timer()
-        if state is h11.IDLE or state is h11.SEND_BODY:
-            # A body that is too slow is answered by the limits, first; what comes later is what nobody reads any more.
-            grace = 0.0 if state is h11.IDLE else 1.0
-            self._timer = self.loop.call_later(self.patience + grace, self._too_slow)
+    # What the parser tells. The time for a part begins when the part does; what drips in does not prolong it.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._phase, self._head = _Phase.HEAD, 0
+        self._wait(self.patience)
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._phase = _Phase.BODY
+        self._wait(self.patience + 1)  # a body that is too slow is answered by the limits, first
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._phase = _Phase.DONE
+        self._stop_waiting()
+
+    # What is done about it.
+
+    @property
+    def _idle(self) -> bool:
+        """No answer is being made."""
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        return cycle is None or cycle.response_complete
+
+    def _wait(self, seconds: float) -> None:
+        self._stop_waiting()
+        self._timer = self.loop.call_later(seconds, self._too_slow)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _too_slow(self) -> None:
         if self.transport.is_closing():
             return
-        if self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]:
+        if self._phase is _Phase.HEAD and self._head and self._idle:
             self.transport.write(_TOO_SLOW)
         self.transport.close()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  (uvicorn's own would be plain text)
-        if self.conn.our_state is h11.IDLE or self.conn.our_state is h11.SEND_RESPONSE:
+        if self._idle or not self.cycle.response_started:
             self.transport.write(_MALFORMED)
         self.transport.close()
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None

@@ -173,6 +173,7 @@ async def test_a_head_that_does_not_come_is_not_waited_for(impatient: Api) -> No
 
 async def test_a_head_that_drips_in_is_not_waited_for(impatient: Api) -> None:
     async with connection(impatient.server) as raw:
+        await raw.send(b"GET /")
         ending = asyncio.create_task(raw.rest())
         try:
             while not ending.done():
