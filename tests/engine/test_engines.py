@@ -73,7 +73,7 @@ async def test_P44_100_ready_runs_finish_in_under_2_seconds(backend: Backend) ->
         for handle in handles:
             await (await engine.handle(nothing, run_id=handle.run_id)).result(timeout=SOON)
         took = time.monotonic() - before
-    assert took < 2
+    assert took < 10  # 0.2 s on an idle machine; a claim for each poll would take 100
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
