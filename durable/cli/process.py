@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -194,10 +194,12 @@ def serve_until_told(
     started: Callable[[str, Callable[[], object]], None],
     host: str = "127.0.0.1",
     worker: bool = True,
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """The main of a process that serves HTTP: until SIGTERM or SIGINT, then as ``engine.run``.
 
     Args:
+        options: Of ``HttpOptions``, by name.
         started: Called once it answers, with its address, and with a function that does what the first signal does.
 
     Raises:
@@ -205,6 +207,7 @@ def serve_until_told(
         StoreUnavailable: The database cannot be reached.
     """
     try:
+        from durable.http.runtime import HttpOptions
         from durable.http.server import serve
     except ImportError as error:
         raise ConfigurationError(str(error)) from None
@@ -219,7 +222,8 @@ def serve_until_told(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, tell, number)
         with sparing_collector():
-            async with await serve(engine, host=host, port=port, worker=worker) as server:
+            http = HttpOptions(**(options or {}))
+            async with await serve(engine, host=host, port=port, worker=worker, options=http) as server:
                 started(server.url, partial(loop.call_soon_threadsafe, told.set))
                 await told.wait()
 

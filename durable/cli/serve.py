@@ -26,6 +26,13 @@ def serve(
         typer.Option("--host", help="The address; any but this machine's own needs a token (durable token create)."),
     ] = "127.0.0.1",
     port: PortOption = 8000,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="A name of the server, as behind a proxy; others are refused. [repeat]"),
+    ] = None,
+    token: Annotated[
+        bool, typer.Option("--token", help="Requests from this machine need a token too: behind a proxy on it.")
+    ] = False,
     worker: Annotated[bool, typer.Option("--worker/--no-worker", help="Execute runs in this process too.")] = True,
     queues: QueuesOption = None,
     concurrency: ConcurrencyOption = None,
@@ -43,5 +50,6 @@ def serve(
         host=host,
         port=port,
         worker=worker,
+        options={"hosts": tuple(names or ()), "open_on_loopback": not token},
         started=lambda url, _: err.print(f"Serving {url}, {beside}.", soft_wrap=True),
     )

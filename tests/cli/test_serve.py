@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 
@@ -41,6 +42,23 @@ def test_any_other_address_than_loopback_needs_a_token(durable: Command) -> None
     assert answer.returncode == 1
     assert "durable token create" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_behind_a_proxy_its_name_is_answered_and_a_token_is_needed(durable: Command) -> None:
+    write_app(durable.directory, durable.url)
+    options = ("--port", "0", "--no-worker", "--name", "flows.example.com", "--token")
+    terminal = durable.terminal("serve", "app:engine", *options)
+    url = found(terminal, SERVING)[1]
+
+    def status(**headers: str) -> int:
+        return httpx.get(f"{url}/v1/flows", headers=headers, timeout=PATIENCE).status_code
+
+    assert status(host="flows.example.com") == 401
+    assert status() == status(host="other.example.com") == 403
+    secret = json.loads(durable("token", "create", "proxy", "--scope", "read", "--json").out)["secret"]
+    assert status(host="flows.example.com", authorization=f"Bearer {secret}") == 200
+    terminal.sendintr()
+    assert exit_code(terminal) == 0
 
 
 def test_a_port_that_is_taken_is_told_before_anything_is_started(durable: Command) -> None:
