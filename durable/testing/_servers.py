@@ -156,6 +156,7 @@ def version_of(bin_dir: Path, account: Account | None = None) -> str | None:
 
 
 _WATCHER = """
+PATH=$PATH:/usr/bin:/bin
 read -r _
 pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null) && kill -QUIT "$pid" 2>/dev/null && sleep 0.2
 rm -rf "$1"
