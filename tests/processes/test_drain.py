@@ -18,6 +18,8 @@ from tests.processes.children import Site
 from tests.processes.stage import stage
 
 LONG_LEASE = 60.0  # whoever had to wait for it would fail the test
+SLACK = 3.0
+"""Seconds for what is promised within one: other tests run beside these. Waiting for a step that refuses takes 5."""
 
 
 @pytest.mark.parametrize("kind", ["cancellable", "stubborn", "endless_thread"])
@@ -37,10 +39,10 @@ async def test_P03_sigterm_gives_back_at_once_what_does_not_end_in_time(site: Si
         later = await client.trigger(flows.quick, 1)
         leaving.say("go")
         assert await later.result(timeout=10) == 1
-        assert await ends.result(timeout=drain) == [leaving.pid, staying.pid]
+        assert await ends.result(timeout=drain + SLACK) == [leaving.pid, staying.pid]
         assert await leaving.exit_code() == 0
-        assert time.monotonic() - asked < drain + 1
-        await staying.expect("holding", within=2, step=kind)
+        assert time.monotonic() - asked < drain + SLACK
+        await staying.expect("holding", within=2 + SLACK, step=kind)
         assert await stays.result(timeout=10) == staying.pid
         timelines = [entry.kind for run in (ends, stays, later) for entry in await client.timeline(run.run_id)]
     assert {"takeover", "failed", "retrying", "undo started"}.isdisjoint(timelines)
@@ -58,13 +60,13 @@ async def test_P03_a_second_signal_ends_at_once(site: Site) -> None:
         worker.signal(signal.SIGTERM)
         await worker.expect("stopping")
         worker.signal(signal.SIGTERM)
-        assert await worker.exit_code(within=1) == -signal.SIGTERM
+        assert await worker.exit_code(within=SLACK) == -signal.SIGTERM
 
 
 async def test_P03_an_idle_worker_stops_at_once(site: Site) -> None:
     worker = await site.worker(options={"lease": LONG_LEASE, "drain_timeout": 60})
     worker.signal(signal.SIGINT)
-    assert await worker.exit_code(within=1) == 0
+    assert await worker.exit_code(within=SLACK) == 0
     assert worker.warnings == []
 
 
