@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,9 @@ _LINE = pytest.StashKey[str]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """One cluster for the whole run: the process that distributes the tests starts it before its workers."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell that starts the tests in the background has them ignore Ctrl-C, and every process that they start.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     workerinput: dict[str, Any] | None = getattr(config, "workerinput", None)
     if workerinput is not None:
         config.stash[_LINE] = workerinput["postgres_line"]
