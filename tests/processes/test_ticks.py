@@ -54,6 +54,6 @@ async def kill_one_after_the_other(site: Site, engines: list[Child]) -> int:
             victim = engines[killed % len(engines)]
             victim.signal(signal.SIGKILL)
             await victim.exit_code()
-            engines[killed % len(engines)] = await site.worker(options=OPTIONS)
+            engines[killed % len(engines)] = await site.start(options=OPTIONS)  # up when it is up: the next kill is due
             killed += 1
     return killed

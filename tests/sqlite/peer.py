@@ -171,7 +171,7 @@ class Commands:
         """Take the write lock and keep it."""
         self.holder = sqlite3.connect(self.path, isolation_level=None)
         self.holder.execute("BEGIN IMMEDIATE")
-        self.holder.execute("INSERT INTO durable_workers VALUES ('half-written', 0)")
+        self.holder.execute("INSERT INTO durable_workers (id, expires_at) VALUES ('half-written', 0)")
 
     async def let_go(self) -> None:
         assert self.holder is not None
