@@ -274,6 +274,8 @@ class Worker:
 
     async def _claim(self, limit: int) -> None:
         worker, batch = self.id, new_id(self.clock.now())
+        if not worker:  # the lease was lost while this turn reaped: the next one registers
+            return
         done, self._done_batches = self._done_batches, []
         warm = {run_id: execution.ref.claim for run_id, execution in self._warm.items()}
         try:
@@ -317,7 +319,7 @@ class Worker:
     async def _read(self, run_ids: Sequence[str]) -> None:
         """Signals have come for runs that are held here."""
         worker, held = self.id, [run_id for run_id in run_ids if run_id in self._active]
-        if not held:
+        if not held or not worker:
             return
         unread = await self._store.unread(worker, held)
         for run_id in held if worker == self.id else ():
@@ -359,7 +361,7 @@ class Worker:
 
     async def _reconcile_if_due(self) -> None:
         """After a claim whose answer was lost: give back what the store says is ours and is not here."""
-        if time.monotonic() < self._reconcile_at or self._stopping:
+        if time.monotonic() < self._reconcile_at or self._stopping or not self.id:
             return
         owned = await self._store.owned(self.id)
         strays = {ref.id: ref for ref in owned if ref.id not in self._active}
