@@ -135,8 +135,8 @@ class Pending(RunWrite):
 
     def put_before(self, later: Pending) -> None:
         """Fold this one, which was not applied, into the same run's next one."""
-        assert self.change is None, "a change that keeps the lease is awaited, any other is the last write"
         later.records[:0] = self.records
+        later.change = _at_once(self.change, later.change)
         if self.also is not None:
             later.also = _together(self.also, later.also)
         later._waiters.extend(self._waiters)
@@ -181,8 +181,7 @@ class Committer:
         if also is not None:
             pending.also = _together(pending.also, also)
         if change is not None:
-            assert pending.change is None, "a run changes once in a flush"
-            pending.change = change
+            pending.change = _at_once(pending.change, change)
         return pending
 
     async def drained(self) -> None:
@@ -247,6 +246,14 @@ def _together(first: Also | None, second: Also | None) -> Also | None:
         first.effects + second.effects,
         first.emits or second.emits,
     )
+
+
+def _at_once(first: Change | None, then: Change | None) -> Change | None:
+    """One change for two of one run: it begins to compensate, and leaves before that is committed (a drain, a pause)."""
+    if first is None or then is None:
+        return then if first is None else first
+    assert first.keep, "a change that gives the lease back is a run's last write"
+    return then if then.error is not None else then._replace(error=first.error)
 
 
 class Sender(Generic[Item, Answer]):
