@@ -44,9 +44,13 @@ async def undo(nonce: str) -> str:
 
 
 async def write_in_books(connection: Any) -> str:
-    """A row in the same transaction as the record: it is there exactly once (I7)."""
-    nonce = await work()
+    """A row in the same transaction as the record: it is there exactly once (I7).
+
+    Nothing in the ledger: with its connection the transaction is lost, and its function is called again.
+    """
+    nonce = ledger.nonce()
     await connection.execute("INSERT INTO books (run_id, nonce) VALUES (%s, %s)", [current_step().run_id, nonce])
+    await asyncio.sleep(random() * pace.longest)
     return nonce
 
 
@@ -96,6 +100,14 @@ async def block(seconds: float) -> str:
 
 
 @workflow
+async def dawdler(ctx: Context, longest: float) -> None:
+    """Begins its steps at any time, not only when its worker has just heard of the database."""
+    for _ in range(3):
+        await asyncio.sleep(random() * longest)
+        await ctx.step("reserve", work)
+
+
+@workflow
 async def timer(ctx: Context, due: datetime) -> datetime:
     """Returns when it was woken, by the database's clock."""
     await ctx.sleep_until("due", due)
@@ -111,4 +123,4 @@ async def nap(ctx: Context, seconds: float) -> float:
     return (ctx.now() - before).total_seconds()
 
 
-ALL: tuple[Workflow[Any, Any], ...] = (order, parcel, stiff, timer, nap)
+ALL: tuple[Workflow[Any, Any], ...] = (order, parcel, stiff, dawdler, timer, nap)

@@ -38,10 +38,14 @@ class Ledger:
 
     def effect(self, identity: str, late: float) -> str:
         """One effect of the step ``<run id>/<record key>``; returns its nonce."""
-        nonce = f"{os.getpid()}-{next(self._numbers)}"
+        nonce = self.nonce()
         run_id, _, key = identity.partition("/")
         self._write(f"effect {run_id} {key} {nonce} {late:.4f}")
         return nonce
+
+    def nonce(self) -> str:
+        """Something that no other attempt returns."""
+        return f"{os.getpid()}-{next(self._numbers)}"
 
     def worker(self, worker: str) -> None:
         """This process is the worker of that id from now on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 from durable import Engine, RunFailed, RunHandle, StoreUnavailable
@@ -33,8 +33,7 @@ class Load:
         self.signalled: set[str] = set()
         self.results: dict[str, list[str]] = {}
         self._client = client
-        self._orders = orders
-        self._numbers = iter(range(orders))
+        self._numbers: Iterator[int] = iter(range(orders))
         self._at_once = at_once
         self._patience = patience
         self._news = asyncio.Event()
@@ -56,6 +55,10 @@ class Load:
             waiting.cancel()
         return True
 
+    def finish(self) -> None:
+        """No further orders."""
+        self._numbers = iter(())
+
     async def through(self) -> None:
         """Every order has ended, or nothing has for so long that the verdict may say which have not."""
         assert self._callers is not None
@@ -72,7 +75,7 @@ class Load:
                 callers.create_task(self._one_after_the_other())
 
     async def _one_after_the_other(self) -> None:
-        for number in self._numbers:
+        while (number := next(self._numbers, None)) is not None:
             handle = await self._triggered(number)
             if handle is None:
                 continue

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from durable.testing.postgres import OwnServer
-from tests.chaos import gates_workers
+from tests.chaos import gates_database, gates_link, gates_load, gates_workers
 from tests.chaos.arena import Place
 from tests.chaos.report import Row
 from tests.chaos.workers import Nursery
@@ -67,3 +67,81 @@ async def test_P04_stale_writes_of_every_kind_are_rejected(place: Place) -> None
 async def test_the_stale_writes_find_a_fence_that_is_off(place: Place) -> None:
     row = await gates_workers.zombies(place, each=1, rounds=1, without="no_fence")
     red(row, "I4")
+
+
+async def test_P10_postgres_is_killed_under_load(place: Place) -> None:
+    row = await gates_database.postgres_kills(
+        place, runs=120, kills=2, workers=2, at_once=24, patience=BUSY, within=BUSY
+    )
+    assert row.violations == []
+
+
+async def test_the_restarts_find_a_server_that_acknowledges_too_early(place: Place) -> None:
+    row = await gates_database.postgres_kills(
+        place, runs=100, kills=1, workers=1, at_once=24, patience=3, within=BUSY, lossy=True
+    )
+    red(row, "I1", "I2", "I3", "I7")
+
+
+async def test_P10_every_session_is_ended_under_load(place: Place) -> None:
+    row = await gates_database.terminations(place, runs=160, waves=6, workers=2, at_once=24, patience=BUSY)
+    assert row.violations == []
+
+
+async def test_the_storms_find_a_commit_that_is_believed(place: Place) -> None:
+    row = await gates_database.terminations(
+        place, runs=100, waves=6, workers=2, at_once=24, patience=2, without="believes"
+    )
+    red(row, "I2", "I3", "I7")
+
+
+async def test_P11_answers_to_commits_are_lost(place: Place) -> None:
+    row = await gates_link.lost_commits(place, runs=120, share=0.05, workers=2, at_once=24, patience=BUSY)
+    assert row.violations == []
+
+
+async def test_the_lost_answers_find_a_trigger_that_is_sent_as_another(place: Place) -> None:
+    row = await gates_link.lost_commits(place, runs=60, share=0.3, workers=1, at_once=12, patience=4, without="doubles")
+    red(row, "I1")
+
+
+async def test_P05_a_bad_link_loses_no_lease_too_early_and_begins_no_step_too_late(place: Place) -> None:
+    row = await gates_link.bad_link(place, seconds=1, latency=0.05, lease=2.0, at_once=10, patience=BUSY)
+    assert row.violations == []
+
+
+async def test_the_bad_link_finds_a_worker_without_a_deadline(place: Place) -> None:
+    row = await gates_link.bad_link(
+        place, seconds=1, latency=0.05, lease=0.8, at_once=10, patience=4, without="no_deadline"
+    )
+    red(row, "deadline")
+
+
+async def test_P05_blocked_loops_keep_their_leases(place: Place) -> None:
+    row = await gates_load.blocked_loops(place, runs=2, workers=2, lease=1.5)
+    assert row.violations == []
+
+
+async def test_the_blocked_loops_find_a_heartbeat_that_needs_the_loop(place: Place) -> None:
+    row = await gates_load.blocked_loops(place, runs=1, workers=2, lease=0.7, without="renews_on_the_loop")
+    red(row, "takeover")
+
+
+async def test_P26_timers_that_are_due_at_once_drain(place: Place) -> None:
+    row = await gates_load.timers(place, number=1000, ahead=4, workers=2)
+    assert row.violations == []
+
+
+async def test_the_timers_find_a_claim_that_is_early(place: Place) -> None:
+    row = await gates_load.timers(place, number=50, ahead=5, workers=1, without="early")
+    red(row, "early")
+
+
+async def test_P36_callers_with_one_key_get_one_run(place: Place) -> None:
+    row = await gates_load.equal_keys(place, keys=10, callers=50, engines=3)
+    assert row.violations == []
+
+
+async def test_the_trigger_storm_finds_keys_that_do_not_count(place: Place) -> None:
+    row = await gates_load.equal_keys(place, keys=2, callers=3, engines=2, without="no_keys")
+    red(row, "I1")
