@@ -249,7 +249,7 @@ def _together(first: Also | None, second: Also | None) -> Also | None:
 
 
 def _at_once(first: Change | None, then: Change | None) -> Change | None:
-    """One change for two of one run: it begins to compensate, and leaves before that is committed (a drain, a pause)."""
+    """One change for two of one run: it began to compensate, and leaves before that is committed (a drain, a pause)."""
     if first is None or then is None:
         return then if first is None else first
     assert first.keep, "a change that gives the lease back is a run's last write"
