@@ -54,6 +54,10 @@ races: $(STAMP)  ## Signals, deadlines, children and cancels against what a run 
 ticks: $(STAMP)  ## A schedule of every second for two minutes, ten engines, one killed every three seconds
 	@TICK_ENGINES=10 TICK_SECONDS=120 $(BIN)/pytest tests/processes/test_ticks.py --timeout=600 $(ARGS)
 
+.PHONY: chaos
+chaos: $(STAMP)  ## Kills, stops, bad links, full disks, for half an hour; the table goes into docs/reliability.md; ARGS="kills link"
+	@$(BIN)/python -m tests.chaos $(ARGS)
+
 .PHONY: simulate
 simulate: $(STAMP)  ## Whole deployments in one thread, each seed with its own faults; SEEDS=10000 FIRST=1
 	@$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),10000) --first $(or $(FIRST),1) $(ARGS)

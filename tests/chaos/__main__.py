@@ -52,6 +52,16 @@ GATES: dict[str, Callable[[Place], Awaitable[Row]]] = {
     "clocks": lambda place: gates_load.wrong_clocks(place, _library(), runs=200, skew=600),
 }
 
+"""The gates at their full sizes."""
+
+CONTROLS: dict[str, Callable[[Place], Awaitable[Row]]] = {
+    "disk": lambda place: gates_database.full_disk(
+        place, runs=1_000, megabytes=320, workers=2, at_once=40, patience=5, within=30.0, without="believes"
+    ),
+    "clocks": lambda place: gates_load.wrong_clocks(place, _library(), runs=12, skew=600, without="hosts_clock"),
+}
+"""The controls of what not every machine can do, so that the suite cannot have them: they must be red."""
+
 
 def _library() -> Path:
     found = gates_load.faketime()
@@ -74,7 +84,14 @@ async def run(names: list[str]) -> tuple[list[Row], list[str]]:
     reasons = [reason for name in names if (reason := impossible(name))]
     with own_postgres() as server, Nursery() as nursery:
         print(server.line, HEADER, sep="\n")
-        rows.extend([await GATES[name](Place(server, nursery)) for name in names if not impossible(name)])
+        place = Place(server, nursery)
+        for name in names:
+            if not impossible(name):
+                rows.append(await GATES[name](place))
+            if name in CONTROLS and not impossible(name):
+                print("The control, without the guard that the gate is about; it has to find something:")
+                if not (await CONTROLS[name](place)).violations:
+                    rows[-1].violations.append("its control has found nothing: the gate proves nothing")
     return rows, reasons
 
 

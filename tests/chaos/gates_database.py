@@ -183,14 +183,14 @@ async def full_disk(
             resumed = time.monotonic() - freed
             await load.through()
             verdict = await judge(site, load)
-        row.n, row.violations = verdict.runs, verdict.violations
-        if not stood:
-            row.violations.append("the work went on all the time: the disk was not full")
-        if resumed > within:
-            row.violations.append(f"resumed {resumed:.1f} s after the disk was freed")
-        row.violations += complaints(site, "has lost its lease")
-        row.violations += [f"worker {worker.pid} has ended" for worker in site.workers if worker.gone.is_set()]
-        row.remarks = f"resumed after {resumed:.1f} s, {verdict.repeated} effects repeated"
+            row.n, row.violations = verdict.runs, verdict.violations
+            if not stood:
+                row.violations.append("the work went on all the time: the disk was not full")
+            if resumed > within:
+                row.violations.append(f"resumed {resumed:.1f} s after the disk was freed")
+            row.violations += complaints(site, "has lost its lease")
+            row.violations += [f"worker {worker.pid} has ended" for worker in site.workers if worker.gone.is_set()]
+            row.remarks = f"resumed after {resumed:.1f} s, {verdict.repeated} effects repeated"
     return row
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from durable.testing.postgres import OwnServer
 from tests.chaos import gates_database, gates_link, gates_load, gates_workers
+from tests.chaos.__main__ import PAGE, section, write
 from tests.chaos.arena import Place
 from tests.chaos.report import Row
 from tests.chaos.workers import Nursery
@@ -145,3 +147,16 @@ async def test_P36_callers_with_one_key_get_one_run(place: Place) -> None:
 async def test_the_trigger_storm_finds_keys_that_do_not_count(place: Place) -> None:
     row = await gates_load.equal_keys(place, keys=2, callers=3, engines=2, without="no_keys")
     red(row, "I1")
+
+
+def test_the_table_goes_into_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE.read_text("utf-8"), "utf-8")
+    row = Row("a gate", "a fault", "runs", n=3000, seconds=4.2)
+    write(page, section([row, Row("another", "it", "runs", n=10, violations=["I1: it"])], ["a third: not run"]))
+    text = page.read_text("utf-8")
+    assert "| a gate | a fault | 3,000 runs | 0 | 0.001 | 4 |  |" in text
+    assert "* another: I1: it" in text
+    assert "* a third: not run" in text
+    write(page, "")
+    assert "a gate" not in page.read_text("utf-8")
