@@ -12,24 +12,11 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.simulation.run import Tally, report, simulated
-from tests.simulation.scenario import Scenario
+from tests.simulation.run import Tally, batch
 
 REPORT = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- simulation: begin -->", "<!-- simulation: end -->"
 _BATCH = 20
-
-
-def batch(seeds: range) -> tuple[Tally, list[str]]:
-    """Run these seeds; what is red, made small."""
-    total, red = Tally(), list[str]()
-    for seed in seeds:
-        scenario = Scenario.drawn(seed)
-        violation, tally, _ = simulated(scenario)
-        total.add(tally)
-        if violation is not None:
-            red.append(report(scenario, violation))
-    return total, red
 
 
 def machine() -> str:

@@ -64,3 +64,15 @@ def report(scenario: Scenario, violation: Violation, store: type[MemoryStore] = 
             *log[-_SHOWN:],
         )
     )
+
+
+def batch(seeds: range) -> tuple[Tally, list[str]]:
+    """Run these seeds; what is red, made small. Here, and not beside its caller: a new process has to find it."""
+    total, red = Tally(), list[str]()
+    for seed in seeds:
+        scenario = Scenario.drawn(seed)
+        violation, tally, _ = simulated(scenario)
+        total.add(tally)
+        if violation is not None:
+            red.append(report(scenario, violation))
+    return total, red
