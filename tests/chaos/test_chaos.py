@@ -39,24 +39,24 @@ def red(row: Row, *invariants: str) -> None:
 
 
 async def test_P01_workers_are_killed_under_load(place: Place) -> None:
-    row = await gates_workers.kills(place, runs=240, kills=6, workers=3, at_once=24, patience=BUSY, within=BUSY)
+    row = await gates_workers.kills(place, runs=100, kills=4, workers=2, at_once=20, patience=BUSY, within=BUSY)
     assert row.violations == []
 
 
 async def test_the_kills_find_a_claim_that_forgets_a_record(place: Place) -> None:
     row = await gates_workers.kills(
-        place, runs=60, kills=2, workers=2, at_once=20, patience=1.5, within=BUSY, without="forgets"
+        place, runs=40, kills=2, workers=2, at_once=20, patience=1.5, within=BUSY, without="forgets"
     )
     red(row, "I2", "I7")
 
 
 async def test_P04_workers_are_stopped_past_their_lease_under_load(place: Place) -> None:
-    row = await gates_workers.stops(place, runs=120, stops=2, workers=3, at_once=24, patience=BUSY)
+    row = await gates_workers.stops(place, runs=60, stops=1, workers=2, at_once=20, patience=BUSY)
     assert row.violations == []
 
 
 async def test_the_stops_find_a_fence_that_is_off(place: Place) -> None:
-    row = await gates_workers.stops(place, runs=80, stops=1, workers=2, at_once=24, patience=2, without="no_fence")
+    row = await gates_workers.stops(place, runs=60, stops=1, workers=2, at_once=20, patience=2, without="no_fence")
     red(row, "I4")
 
 
@@ -73,37 +73,37 @@ async def test_the_stale_writes_find_a_fence_that_is_off(place: Place) -> None:
 
 async def test_P10_postgres_is_killed_under_load(place: Place) -> None:
     row = await gates_database.postgres_kills(
-        place, runs=120, kills=2, workers=2, at_once=24, patience=BUSY, within=BUSY
+        place, runs=80, kills=2, workers=2, at_once=20, patience=BUSY, within=BUSY
     )
     assert row.violations == []
 
 
 async def test_the_restarts_find_a_server_that_acknowledges_too_early(place: Place) -> None:
     row = await gates_database.postgres_kills(
-        place, runs=100, kills=1, workers=1, at_once=24, patience=3, within=BUSY, lossy=True
+        place, runs=60, kills=1, workers=1, at_once=20, patience=3, within=BUSY, lossy=True
     )
     red(row, "I1", "I2", "I3", "I7")
 
 
 async def test_P10_every_session_is_ended_under_load(place: Place) -> None:
-    row = await gates_database.terminations(place, runs=160, waves=6, workers=2, at_once=24, patience=BUSY)
+    row = await gates_database.terminations(place, runs=60, waves=4, workers=2, at_once=20, patience=BUSY)
     assert row.violations == []
 
 
 async def test_the_storms_find_a_commit_that_is_believed(place: Place) -> None:
     row = await gates_database.terminations(
-        place, runs=100, waves=6, workers=2, at_once=24, patience=2, without="believes"
+        place, runs=50, waves=4, workers=2, at_once=20, patience=2, without="believes"
     )
     red(row, "I2", "I3", "I7")
 
 
 async def test_P11_answers_to_commits_are_lost(place: Place) -> None:
-    row = await gates_link.lost_commits(place, runs=120, share=0.05, workers=2, at_once=24, patience=BUSY)
+    row = await gates_link.lost_commits(place, runs=70, share=0.1, workers=1, at_once=20, patience=BUSY)
     assert row.violations == []
 
 
 async def test_the_lost_answers_find_a_trigger_that_is_sent_as_another(place: Place) -> None:
-    row = await gates_link.lost_commits(place, runs=60, share=0.3, workers=1, at_once=12, patience=4, without="doubles")
+    row = await gates_link.lost_commits(place, runs=40, share=0.3, workers=1, at_once=12, patience=4, without="doubles")
     red(row, "I1")
 
 
@@ -130,7 +130,7 @@ async def test_the_blocked_loops_find_a_heartbeat_that_needs_the_loop(place: Pla
 
 
 async def test_P26_timers_that_are_due_at_once_drain(place: Place) -> None:
-    row = await gates_load.timers(place, number=1000, ahead=4, workers=2)
+    row = await gates_load.timers(place, number=300, ahead=3, workers=2)
     assert row.violations == []
 
 
@@ -140,7 +140,7 @@ async def test_the_timers_find_a_claim_that_is_early(place: Place) -> None:
 
 
 async def test_P36_callers_with_one_key_get_one_run(place: Place) -> None:
-    row = await gates_load.equal_keys(place, keys=10, callers=50, engines=3)
+    row = await gates_load.equal_keys(place, keys=5, callers=40, engines=2)
     assert row.violations == []
 
 

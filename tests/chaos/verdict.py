@@ -105,7 +105,11 @@ async def judge(arena: Arena, load: Load, deaths: Mapping[int, float] | None = N
         if deaths:
             found.takeovers += _takeovers(histories[run_id], effects[run_id], book.pids, deaths)
     say(await _signals(arena, load))
-    shared = {run_id for run_id, _, state, item, _ in runs if state == "completed" and _shares(item)}
+    shared = {
+        run_id
+        for run_id, name, state, item, _ in runs
+        if name == "order" and state == "completed" and json.loads(item) % 10 in flows.SHARES
+    }
     say(_books(books, shared))
     return found
 
@@ -208,11 +212,6 @@ async def _signals(arena: Arena, load: Load) -> list[str]:
         for run_id in load.signalled
         if counts.get(run_id) != (1, 1)
     ]
-
-
-def _shares(item: str) -> bool:
-    """Only an order's input is a whole number with such a last digit."""
-    return json.loads(item) % 10 in flows.SHARES
 
 
 def _books(books: Mapping[str, list[str]], expected: set[str]) -> list[str]:
