@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import psycopg
 
 from durable import Engine
 from durable.stores.postgres import PostgresStore
+from durable.testing._servers import url_with
 from durable.testing.postgres import OwnServer
 from tests.chaos import flows, stale
 from tests.chaos.program import Config
@@ -137,14 +139,32 @@ class Arena:
 async def arena(place: Place) -> AsyncGenerator[Arena]:
     """An empty database with the schema and its auditors; gone at the end, with all workers."""
     name = f"chaos_{next(_numbers)}"
-    url = await asyncio.to_thread(place.server.database, name)
+    url = await _database(place.server, name)
     with tempfile.TemporaryDirectory(prefix="durable-chaos-") as folder:
         found = Arena(place, url, Path(folder))
         try:
-            async with Engine(url).client():
-                found.rows(AUDIT)
             yield found
         finally:
             await found.close()
             await asyncio.to_thread(place.server.start)
             await asyncio.to_thread(place.server.drop_database, name)
+
+
+async def _database(server: OwnServer, name: str) -> str:
+    """A copy of a database that was migrated once for the whole server: a quarter of the time."""
+    if server not in _templates:
+        first = await asyncio.to_thread(server.database, name)
+        async with Engine(first).client():
+            await asyncio.to_thread(_execute, first, AUDIT)
+        _templates[server] = f"{name}_template"
+        await asyncio.to_thread(_execute, server.url, f"ALTER DATABASE {name} RENAME TO {_templates[server]}")
+    await asyncio.to_thread(_execute, server.url, f"CREATE DATABASE {name} TEMPLATE {_templates[server]}")
+    return url_with(server.url, path=f"/{name}")
+
+
+def _execute(url: str, statements: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statements.encode())
+
+
+_templates: WeakKeyDictionary[OwnServer, str] = WeakKeyDictionary()

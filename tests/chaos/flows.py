@@ -9,7 +9,7 @@ from datetime import datetime
 from random import random
 from typing import Any
 
-from durable import Context, Workflow, current_step, workflow
+from durable import Context, Retry, Workflow, current_step, workflow
 from tests.chaos.ledger import ledger
 
 STEPS = ("reserve", "pack", "book", "ship", "mail")
@@ -18,6 +18,9 @@ STEPS = ("reserve", "pack", "book", "ship", "mail")
 FAILS, SIGNALLED, CALLS, SHARES = 7, 3, 5, frozenset({1, 6})
 """Which orders, by the last digit of their number, are refused at the end and compensated; wait for a signal; call a
 child; and write a row in the transaction of their record."""
+
+PATIENT = Retry(1000, backoff="fixed", initial_delay=0.2)
+"""What the database says to the user's own statement, that its disk is full perhaps, is the user's to retry."""
 
 
 @dataclass
@@ -67,7 +70,7 @@ async def order(ctx: Context, item: int) -> list[str]:
         await ctx.step("pack", work, compensate=undo),
     ]
     if digit in SHARES:
-        done.append(await ctx.transaction("book", write_in_books))
+        done.append(await ctx.transaction("book", write_in_books, retry=PATIENT))
     else:
         done.append(await ctx.step("book", work))
     if digit == SIGNALLED:

@@ -68,11 +68,11 @@ async def bad_link(
             load = Load(client, 1_000_000, at_once, patience)
             load.start()
             await load.reached(ended=at_once)
-            await site.up(1, options={**options, "concurrency": at_once}, pace=SLOW)  # the far one has to do most
+            await site.up(1, options={**options, "concurrency": 2 * at_once}, pace=SLOW)  # the far one has to do most
             needless, slow = 0, list[RunHandle[None]]()
             end = time.monotonic() + seconds
             while time.monotonic() < end:
-                slow += await client.trigger_many(flows.dawdler, [3 * lease] * 3 * at_once)
+                slow += await client.trigger_many(flows.dawdler, [1.5 * lease] * 3 * at_once)
                 before = await _takeovers(site)
                 await _silent(link, lease * 0.3)
                 await asyncio.sleep(lease / 2)

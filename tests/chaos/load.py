@@ -24,6 +24,7 @@ class Load:
     Attributes:
         acknowledged: Number of the order → its run, for which the engine said that it exists.
         ended: Orders whose end was heard.
+        errors: What callers were told that they must not be told.
         signalled: Runs that were sent a signal, which was acknowledged.
     """
 
@@ -31,6 +32,7 @@ class Load:
         self.acknowledged: dict[int, str] = {}
         self.ended: set[int] = set()
         self.signalled: set[str] = set()
+        self.errors: list[str] = []
         self.results: dict[str, list[str]] = {}
         self._client = client
         self._numbers: Iterator[int] = iter(range(orders))
@@ -47,7 +49,6 @@ class Load:
         assert self._callers is not None
         while len(self.ended) < ended or len(self.acknowledged) < acknowledged:
             if self._callers.done():
-                await self._callers
                 return False
             self._news.clear()
             waiting = asyncio.ensure_future(self._news.wait())
@@ -67,7 +68,12 @@ class Load:
             heard = len(self.ended)
             await asyncio.wait([self._callers], timeout=self._patience)
         self._callers.cancel()
-        await asyncio.gather(self._callers, return_exceptions=True)
+        try:
+            await self._callers
+        except asyncio.CancelledError:
+            return
+        except ExceptionGroup as errors:
+            self.errors += [repr(error) for error in errors.exceptions]
 
     async def _call(self) -> None:
         async with asyncio.TaskGroup() as callers:

@@ -108,13 +108,13 @@ async def test_the_lost_answers_find_a_trigger_that_is_sent_as_another(place: Pl
 
 
 async def test_P05_a_bad_link_loses_no_lease_too_early_and_begins_no_step_too_late(place: Place) -> None:
-    row = await gates_link.bad_link(place, seconds=1, latency=0.05, lease=2.0, at_once=10, patience=BUSY)
+    row = await gates_link.bad_link(place, seconds=1, latency=0.05, lease=2.0, at_once=5, patience=BUSY)
     assert row.violations == []
 
 
 async def test_the_bad_link_finds_a_worker_without_a_deadline(place: Place) -> None:
     row = await gates_link.bad_link(
-        place, seconds=1, latency=0.05, lease=0.8, at_once=10, patience=4, without="no_deadline"
+        place, seconds=1, latency=0.05, lease=0.8, at_once=6, patience=4, without="no_deadline"
     )
     red(row, "deadline")
 

@@ -90,6 +90,7 @@ async def judge(arena: Arena, load: Load, deaths: Mapping[int, float] | None = N
     for run_id, nonce in await arena.ask("SELECT run_id, nonce FROM books"):
         books[run_id].append(nonce)
     say = found.violations.extend
+    say(f"caller: {error}" for error in load.errors)
     say(what for (what,) in await arena.ask("SELECT what FROM audit"))
     say(_triggers([(run_id, json.loads(item)) for run_id, name, _, item, _ in runs if name == "order"], load))
     for run_id, name, state, item, result in runs:
