@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -68,8 +69,10 @@ def main() -> int:
     end = asked.first + asked.seeds
     batches = [range(start, min(start + _BATCH, end)) for start in range(asked.first, end, _BATCH)]
     began, total, found = time.monotonic(), Tally(), 0
-    with multiprocessing.get_context("spawn").Pool() as pool:
-        for tally, red in pool.imap(batch, batches):
+    # Not multiprocessing's own pool: it waits for ever for what a worker did that was killed.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(batch, seeds) for seeds in batches]):
+            tally, red = done.result()
             total.add(tally)
             found += len(red)
             for text in red:
