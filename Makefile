@@ -58,6 +58,14 @@ ticks: $(STAMP)  ## A schedule of every second for two minutes, ten engines, one
 fuzz-http: $(STAMP)  ## 10,000 requests that schemathesis makes up from the OpenAPI document; another seed each time
 	@FUZZ_EXAMPLES=400 FUZZ_SEED=$${FUZZ_SEED:-$$RANDOM} $(BIN)/pytest tests/http/test_fuzz.py -o faulthandler_timeout=0 --durations=0 $(ARGS)
 
+.PHONY: chaos
+chaos: $(STAMP)  ## Kills, stops, bad links, full disks, for half an hour; the table goes into docs/reliability.md; ARGS="kills link"
+	@$(BIN)/python -m tests.chaos $(ARGS)
+
+.PHONY: simulate
+simulate: $(STAMP)  ## Whole deployments in one thread, each seed with its own faults; SEEDS=10000 FIRST=1
+	@$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),10000) --first $(or $(FIRST),1) $(ARGS)
+
 .PHONY: check
 check: $(STAMP)  ## Format, lint, types (mypy and pyright, strict) and the structure of the project
 	@$(BIN)/ruff format --check $(SOURCES)

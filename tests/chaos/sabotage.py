@@ -1,0 +1,151 @@
+"""Guards that a worker can be started without, by name: what each gate has to notice.
+
+Nothing in the package can switch a guard off; here statements and methods of one process's store are replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import durable.worker
+from durable.clock import ServerClock
+from durable.errors import StoreUnavailable
+from durable.ids import new_id
+from durable.model import Claimed, Created, Kind, NewRun, Outcome, Record, Renewal, RunWrite
+from durable.stores.postgres import PostgresStore
+
+
+def _rewrite(store: PostgresStore, statement: str, old: str, new: str) -> None:
+    text = store._statements[statement].decode()
+    assert old in text, f"{statement} has no {old!r} to take away"
+    store._statements[statement] = text.replace(old, new).encode()
+
+
+def no_fence(store: PostgresStore) -> None:
+    """What a worker writes is written, whoever holds the run by then."""
+    fence = "SELECT 1 FROM durable.workers WHERE id = $1::uuid AND lane = 'flush' FOR KEY SHARE"
+    _rewrite(store, "commit_writes", fence, "SELECT 1")
+    for claim in ("c", "r"):
+        for row in ("r", "x"):
+            owned = f"({row}.owner = $1::uuid AND {row}.claim = {claim}.claim) IS TRUE"
+            if owned in store._statements["commit_writes"].decode():
+                _rewrite(store, "commit_writes", owned, "true")
+
+
+def forgets(store: PostgresStore) -> None:
+    """A claim does not see the latest record of a history, if it was written by a worker."""
+    claim = store.claim
+
+    def without_the_latest(records: Sequence[Record]) -> Sequence[Record]:
+        latest = max((record.seq for record in records if record.kind is not Kind.TAKEOVER), default=0)
+        return [record for record in records if record.seq != latest]
+
+    async def forgetful(*args: Any) -> Claimed:
+        answer = await claim(*args)
+        runs = [replace(run, records=without_the_latest(run.records)) if run.records else run for run in answer.runs]
+        return replace(answer, runs=runs)
+
+    store.claim = forgetful  # type: ignore[method-assign,assignment]
+
+
+def believes(store: PostgresStore) -> None:
+    """A commit without an answer counts as committed."""
+    commit = store.commit
+
+    async def credulous(worker: str, writes: Sequence[RunWrite]) -> list[Outcome]:
+        try:
+            return await commit(worker, writes)
+        except StoreUnavailable:
+            return [Outcome.APPLIED] * len(writes)
+
+    store.commit = credulous  # type: ignore[method-assign]
+
+
+def doubles(store: PostgresStore) -> None:
+    """A trigger that is sent again is another trigger."""
+    create = store.create_runs
+
+    async def again(runs: Sequence[NewRun]) -> list[Created]:
+        now = store.clock.now()
+        return await create([replace(run, id=new_id(now), request=None) for run in runs])
+
+    store.create_runs = again  # type: ignore[method-assign]
+
+
+def no_keys(store: PostgresStore) -> None:
+    """Keys do not count."""
+    create = store.create_runs
+
+    async def keyless(runs: Sequence[NewRun]) -> list[Created]:
+        return await create([replace(run, key=None) for run in runs])
+
+    store.create_runs = keyless  # type: ignore[method-assign]
+
+
+def early(store: PostgresStore) -> None:
+    """What is due within the hour is due now."""
+    _rewrite(store, "claim_runs", "r.ready_at <= now()", "r.ready_at <= now() + interval '1 hour'")
+    now = store._clock.now
+    store._clock.now = lambda: now() + timedelta(hours=1)  # type: ignore[method-assign]
+
+
+class _Unasked(ServerClock):
+    """Never asks the server, so it shows the host's time."""
+
+    def observe(self, server_now: datetime, sent: float) -> None:
+        return None
+
+
+def hosts_clock(store: PostgresStore) -> None:
+    """Times are this process's, not the database's."""
+    store._clock = _Unasked()
+
+
+def renews_on_the_loop(store: PostgresStore) -> None:
+    """The heartbeat needs the event loop, as one that is a task does."""
+    renew = store.renew
+
+    def on_the_loop(worker: str, lease: float) -> Renewal:
+        turned = threading.Event()
+        assert store._loop is not None
+        store._loop.call_soon_threadsafe(turned.set)
+        turned.wait()
+        return renew(worker, lease)
+
+    store.renew = on_the_loop  # type: ignore[method-assign]
+
+
+def no_deadline(store: PostgresStore) -> None:
+    """The worker does not ask itself whether its lease may have ended."""
+    durable.worker.Worker.deadline = property(lambda _: float("inf"))  # type: ignore[method-assign,assignment]
+
+
+def mute(store: PostgresStore) -> None:
+    """A worker that has once been without its database does nothing any more."""
+    commit = store.commit
+    silent = asyncio.Event()
+
+    async def for_ever(worker: str, writes: Sequence[RunWrite]) -> list[Outcome]:
+        try:
+            if silent.is_set():
+                await asyncio.get_running_loop().create_future()
+            return await commit(worker, writes)
+        except StoreUnavailable:
+            silent.set()
+            raise
+
+    store.commit = for_ever  # type: ignore[method-assign]
+
+
+WITHOUT: dict[str, Callable[[PostgresStore], None]] = {
+    what.__name__: what
+    for what in (
+        *(no_fence, forgets, believes, doubles, no_keys, early, hosts_clock, renews_on_the_loop, no_deadline),
+        mute,
+    )
+}
