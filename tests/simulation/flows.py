@@ -38,6 +38,8 @@ class Flows:
     def __init__(self, world: World) -> None:
         self._world = world
         self.effects: list[Effect] = []
+        self.shared: dict[str, str] = {}
+        """Results of effects that runs share → their key."""
 
         @workflow(name="flow", signals={})
         async def flow(ctx: Context, plan: Any) -> int:
@@ -108,6 +110,8 @@ class Flows:
     async def _effect(self, process: Process, key: str, before: tuple[str, ...], op: Plan) -> str:
         step = current_step()
         effect = self._begin(process, step.run_id, key, step.attempt, before)
+        if "shared" in op:
+            self.shared[f"eff:{effect.number}:"] = op["shared"]
         await asyncio.sleep(op["takes"])
         if step.attempt <= op["fails"]:
             raise ConnectionError("the plan says so")

@@ -389,6 +389,8 @@ class Monitor:
             for record in row.records.values():
                 if record.kind is Kind.STEP and not record.failed and record.data is not None:
                     value = json.loads(record.data)
+                    if (key := self._world.flows.shared.get(value)) is not None:
+                        shared.setdefault(key, set()).add(value)
                     if value not in self._values:
                         self._world.fail("I7", f"{record.key} of run {row.new.id} is recorded, and was never done")
                 if record.kind is Kind.EMIT and emitted.pop((row.new.id, record.key), 0) != 1:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from durable.model import Also, Change, Claimed, Created, NewRun, Outcome, Reaped, RunWrite, Signal
+from durable.model import Also, Change, Claimed, Created, Effect, NewRun, Outcome, Reaped, RunRef, RunWrite, Signal
 from durable.schedules import ScheduleWrite
 from durable.store import Route
 from durable.stores.memory import MemoryStore
@@ -131,3 +131,10 @@ class NoLimit(MemoryStore):
 
     def _is_open(self, queue: str, now: datetime) -> bool:
         return True
+
+
+class EverybodyMakes(MemoryStore):
+    """An effect that runs share is made by each of them."""
+
+    async def take_effect(self, worker: str, ref: RunRef, key: str, step: str) -> Effect | None:
+        return await super().take_effect(worker, ref, f"{ref.id}{key}", step)

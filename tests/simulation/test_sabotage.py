@@ -45,6 +45,7 @@ def first_red(store: type[MemoryStore] = MemoryStore, first: int = 1) -> tuple[S
         (sabotage.NoRevision, {"I6"}, 8),
         (sabotage.LastWriteCounts, {"I3"}, 1),
         (sabotage.NoLimit, {"I2"}, 17),
+        (sabotage.EverybodyMakes, {"I7"}, 12),
     ],
 )
 def test_a_store_that_breaks_a_rule_is_found(store: type[MemoryStore], rules: set[str], first: int) -> None:
