@@ -16,7 +16,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(wildcard durable tests examples benchmarks)
 # Two processes: the suite waits for the database and for child processes more than for the processor.
-PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
+# The gates of tests/chaos start servers and processes of their own, for minutes: `make chaos`.
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --ignore=tests/chaos
 
 .PHONY: help
 help:  ## Show the targets
