@@ -63,6 +63,10 @@ fuzz-http: $(STAMP)  ## 10,000 requests that schemathesis makes up from the Open
 chaos: $(STAMP)  ## Kills, stops, bad links, full disks, for half an hour; the table goes into docs/reliability.md; ARGS="kills link"
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
+.PHONY: chaos-quick
+chaos-quick: $(STAMP)  ## A short form of each gate of chaos, and its control: some minutes
+	@$(BIN)/pytest tests/chaos --durations=0 $(ARGS)
+
 .PHONY: simulate
 simulate: $(STAMP)  ## Whole deployments in one thread, each seed with its own faults; SEEDS=10000 FIRST=1
 	@$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),10000) --first $(or $(FIRST),1) $(ARGS)
