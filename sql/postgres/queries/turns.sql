@@ -198,11 +198,9 @@ WITH mine AS MATERIALIZED (
           AND (k.xmin = pg_current_xact_id_if_assigned()::xid) IS TRUE LIMIT 1
     ) AS held
 ), ended AS (
-    DELETE FROM durable.turns WHERE ctid = ANY (ARRAY(
-        SELECT t.ctid FROM mine AS m
-        CROSS JOIN LATERAL (
-            SELECT x.ctid FROM durable.turns AS x WHERE x.shard = $1::smallint AND x.run_id = m.run_id LIMIT 1
-        ) AS t
+    -- By its run, not by its place: have_replaced may write the row at this moment, without the key, and it moves then.
+    DELETE FROM durable.turns AS t WHERE t.shard = $1::smallint AND t.run_id = ANY (ARRAY(
+        SELECT m.run_id FROM mine AS m
         WHERE NOT EXISTS (
             SELECT FROM durable.runs AS r
             WHERE r.shard = $1::smallint AND r.id = m.run_id AND (r.ended_at IS NULL) IS TRUE)
