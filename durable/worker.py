@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from durable import failures
@@ -181,14 +182,8 @@ class Worker:
         self.id = worker
         names = ", ".join(f"{workflow} {version}" for workflow, version in sorted(self._workflows))
         _log.info("worker %s, pid %d, executes %s", worker, os.getpid(), names or "no workflow")
-        self._heartbeat = Heartbeat(
-            self._store,
-            worker,
-            self._options.lease,
-            sent,
-            lambda renewal: self._on_renewal(worker, renewal),
-            None if self.meter is None else self.meter.renewed,
-        )
+        lease, renewed = self._options.lease, None if self.meter is None else self.meter.renewed
+        self._heartbeat = Heartbeat(self._store, worker, lease, sent, partial(self._on_renewal, worker), renewed)
         closed = lambda: worker != self.id or self._given_up  # noqa: E731
         self.committer = Committer(self._store, worker, closed, None if self.meter is None else self.meter.committed)
         self._reconcile_at = time.monotonic() + self._options.lease
@@ -317,7 +312,10 @@ class Worker:
             self._batch_of[claimed.run.id] = batch
             if claimed.records is None and claimed.run.id not in self._warm:
                 # Its linger ended while the claim was under way. Nobody else writes to a run that is ours.
-                self._execute(replace(claimed, records=await self._store.history(claimed.run.id)))
+                history = await self._store.history(claimed.run.id)
+                if worker != self.id:
+                    return  # the lease was lost meanwhile, and this run with it: none of its steps may start here
+                self._execute(replace(claimed, records=history))
             else:
                 self._execute(claimed)
             if self._stopping:  # the claim was under way when the drain began: none of its runs may start a step

@@ -17,7 +17,7 @@ APP = """
 
     async def forever() -> None:
         print("the step runs", flush=True)
-        await asyncio.sleep(3600)
+        await asyncio.Event().wait()
 
     @workflow
     async def greet(ctx: Context, name: str) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from durable import Context, Retry, State, StepFailed, Workflow, workflow
+from durable import Context, Engine, Retry, State, StepFailed, WorkerOptions, Workflow, workflow
+from durable.stores.memory import MemoryStore
 from tests.engine.backends import SOON, Backend
 from tests.engine.test_replay import EVICT
 from tests.engine.wrapped import Between, Call
@@ -119,6 +120,44 @@ async def test_P19_a_linger_that_ends_while_the_run_is_claimed_again_repeats_not
         assert await handle.result(timeout=SOON) == "done"
     assert held == ["claim"]
     assert calls == ["charge", "ship"]
+
+
+async def test_P04_a_lease_that_is_lost_while_the_history_is_read_starts_no_step() -> None:
+    """The linger has ended during the claim, as above, and the lease while the history was read."""
+    calls: list[str] = []
+    evicted = asyncio.Event()
+    memory = MemoryStore()
+    lost: list[str] = []
+
+    class LosesTheLease(Between):
+        async def around(self, name: str, call: Call) -> Any:
+            answer = await call()
+            if name == "claim" and any(claimed.records is None for claimed in answer.runs):
+                await evicted.wait()
+            if name == "history" and not lost:
+                assert engine._worker is not None
+                lost.append(engine._worker.id)
+                memory.expire(engine._worker.id)
+                engine._worker._lease_lost()
+            return answer
+
+    @workflow
+    async def flow(ctx: Context) -> str:
+        try:
+            await ctx.sleep("nap", 0.05)
+        except asyncio.CancelledError:
+            evicted.set()
+            raise
+        await ctx.step("ship", lambda: calls.append("ship"))
+        return "done"
+
+    options = WorkerOptions(linger=0.2, lease=60)
+    engine = Engine(LosesTheLease(memory).store, workflows=[flow], worker=options)
+    async with engine:
+        handle = await engine.trigger(flow)
+        assert await handle.result(timeout=SOON) == "done"
+    assert len(lost) == 1
+    assert calls == ["ship"]
 
 
 async def test_a_run_that_lingers_goes_on_without_a_replay(real_time: Backend) -> None:
