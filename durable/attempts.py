@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import random
 from typing import Any
@@ -19,15 +18,15 @@ from durable.host import Host
 from durable.meter import Meter
 from durable.model import Failure, Record, RunSummary
 from durable.replay import Operation, Replay
-from durable.steps import Call, CurrentStep, invoke
+from durable.steps import Call, CurrentStep, called, failure_of, running
 from durable.waits import base_name
 
 
-@dataclass(slots=True)
-class Attempt:
-    """The attempt that decided: it succeeded, or no other follows."""
+class Attempt(CurrentStep):
+    """One call of an operation's function, as the function sees it, and what has come of it."""
 
-    number: int
+    __slots__ = ("duration", "error", "value")
+
     duration: float  # seconds
     error: Exception | None
     value: Any
@@ -73,7 +72,7 @@ class Attempts:
         """The latest write. Nothing with an effect starts before what was written when it was called is committed."""
 
     async def run(self, op: Operation, call: Call) -> Attempt:
-        """Call until an attempt succeeds or is the last."""
+        """Call until an attempt succeeds or is the last: the one that decided."""
         number = 1
         if self._core.resumed and (earlier := self._core.attempts(op.key)):
             number += len(earlier)
@@ -85,23 +84,26 @@ class Attempts:
             while True:
                 while (gate := self._gate(started := time.monotonic(), before)) is not None:
                     await gate
-                if self._host.hooks.active:
-                    self._host.hooks.step_started(self._run, op.key, number)
+                host, attempt = self._host, Attempt(self._run.id, op.key, number, call.shared)
+                if host.hooks.active:
+                    host.hooks.step_started(self._run, op.key, number)
+                token = running.set(attempt)
                 try:
-                    step = CurrentStep(self._run.id, op.key, number, call.shared)
-                    value = await invoke(call, step, self._host.threads)
-                    duration = time.monotonic() - started
-                    if self._host.meter is not None:
-                        self._measure(self._host.meter, op.key, duration, failed=False)
-                    return Attempt(number, duration, None, value)
-                except Exception as error:
-                    duration = time.monotonic() - started
-                    if self._host.meter is not None:
-                        self._measure(self._host.meter, op.key, duration, failed=True)
-                    if call.retry is None or not call.retry.wants_retry(error, number):
-                        return Attempt(number, duration, error, None)
-                    delay = call.retry.delay_after(error, number, random())
-                    due_at = self.failed(op, self._host.capture(error), number, duration, delay)
+                    attempt.value = await called(call, attempt, host.threads)
+                    attempt.error = None
+                except (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt) as error:
+                    attempt.error = failure_of(error, attempt)
+                finally:
+                    running.reset(token)
+                attempt.duration = time.monotonic() - started
+                if host.meter is not None:
+                    self._measure(host.meter, op.key, attempt.duration, failed=attempt.error is not None)
+                if (failure := attempt.error) is None or call.retry is None:
+                    return attempt
+                if not call.retry.wants_retry(failure, number):
+                    return attempt
+                delay = call.retry.delay_after(failure, number, random())
+                due_at = self.failed(op, host.capture(failure), number, attempt.duration, delay)
                 self.busy -= 1
                 try:
                     await self._until(op, due_at)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 
 class HostClock:
@@ -39,15 +39,13 @@ class ServerClock(HostClock):
     """
 
     def __init__(self) -> None:
-        self._observed: tuple[datetime, float] | None = None
+        self._ahead: float | None = None  # of time.monotonic(), in seconds
 
     def observe(self, server_now: datetime, sent: float) -> None:
         """The server said ``server_now`` in answer to a statement sent at ``time.monotonic() == sent``."""
-        self._observed = server_now, sent
+        self._ahead = server_now.timestamp() - sent
 
     def now(self) -> datetime:
-        if self._observed is None:
+        if self._ahead is None:
             return super().now()
-        server_now, sent = self._observed
-        # Whole microseconds: a timedelta of a float of seconds takes longer than the rest of this.
-        return server_now + timedelta(0, 0, int((time.monotonic() - sent) * 1e6))
+        return datetime.fromtimestamp(self._ahead + time.monotonic(), UTC)

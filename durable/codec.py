@@ -59,12 +59,12 @@ class Codec:
         self._hint = hint
         self._direct = _SCALARS  # exact types that come back as they are: nothing to decode or to compare
 
-    def encode(self, value: object, what: str) -> str:
+    def encode(self, value: object, what: object) -> str:
         """The JSON text of ``value``, which is known to decode to an equal value.
 
         Args:
             value: The value.
-            what: What it is, for the message: ``"the result of step 'charge'"``.
+            what: What it is, for the message: ``"the result of step 'charge'"``, or what has that as its ``str``.
 
         Raises:
             NotSerializable: It would not come back as it is.
@@ -73,7 +73,7 @@ class Codec:
         """
         return self.round_trip(value, what)[0]
 
-    def round_trip(self, value: Any, what: str) -> tuple[str, Any]:
+    def round_trip(self, value: Any, what: object) -> tuple[str, Any]:
         """The JSON text of ``value``, and what ``decode`` makes of it; raises as ``encode`` does."""
         kind = _class_of(value)
         if kind in self._direct:
@@ -109,7 +109,7 @@ class Codec:
         """The JSON schema of what is accepted, or of what is ``written``; without a known type: of anything."""
         return {}
 
-    def _checked(self, value: object, what: str) -> tuple[str, Any]:
+    def _checked(self, value: object, what: object) -> tuple[str, Any]:
         form = exact_form(value)
         if form is None:  # not built of exact built-in types; no user code has been called yet
             self._refuse(value, what)
@@ -123,7 +123,7 @@ class Codec:
             self._refuse(value, what)
         return raw.decode(), decoded
 
-    def _refuse(self, value: object, what: str) -> NoReturn:
+    def _refuse(self, value: object, what: object) -> NoReturn:
         found = misfit(value, plain=True)
         place = "found " + _place(found.where, found.reason) if found else "it does not come back as it is"
         if found is None or not found.foreign:
@@ -173,7 +173,7 @@ class _TypedCodec(Codec):
         except PydanticUserError:  # the type has values in JSON, and no schema: a validator of the user's own
             return {}
 
-    def _checked(self, value: object, what: str) -> tuple[str, Any]:
+    def _checked(self, value: object, what: object) -> tuple[str, Any]:
         try:
             raw = self._dump(value)
         except Exception as error:  # the user's serializers may raise anything
@@ -197,7 +197,7 @@ class _TypedCodec(Codec):
             self._refuse(value, what, f"it comes back changed, {_place(where, reason)}")
         return raw.decode(), decoded
 
-    def _refuse(self, value: object, what: str, why: str = "") -> NoReturn:
+    def _refuse(self, value: object, what: object, why: str = "") -> NoReturn:
         found = misfit(value, plain=False)
         if found is not None:
             why = "found " + _place(found.where, found.reason)
@@ -217,7 +217,7 @@ class _LateCodec(Codec):
         self._find = find
         self._found: Codec | None = None
 
-    def round_trip(self, value: Any, what: str) -> tuple[str, Any]:
+    def round_trip(self, value: Any, what: object) -> tuple[str, Any]:
         return self._resolved().round_trip(value, what)
 
     def decode(self, text: str | None, what: str) -> Any:
@@ -408,7 +408,7 @@ _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 # -- messages -------------------------------------------------------------------------------------
 
 
-def _check_size(raw: bytes, what: str) -> None:
+def _check_size(raw: bytes, what: object) -> None:
     if len(raw) > DEFAULT_LIMIT:
         raise PayloadTooLarge(
             f"{what} takes {len(raw):,} bytes as JSON, above the limit of {DEFAULT_LIMIT:,}: store it elsewhere and "

@@ -91,7 +91,7 @@ class Pending(RunWrite):
     the garbage collector has to look at.
     """
 
-    __slots__ = ("_done", "_into", "_loop", "_settled", "_waiters")
+    __slots__ = ("_folded", "_into", "_loop", "_settled", "_waiters", "done")
 
     def __init__(
         self,
@@ -106,33 +106,38 @@ class Pending(RunWrite):
         self.records = records
         self.change = change
         self.also = also
-        self._done = False
-        self._into: Pending | None = None  # what it was folded into
+        self.done = False
+        """It was answered."""
         self._settled = settled
         self._loop = loop
-        self._waiters: list[asyncio.Future[None]] = []
-
-    @property
-    def done(self) -> bool:
-        """It was answered."""
-        return self._done if self._into is None else self._into.done
+        self._waiters: list[asyncio.Future[None]] | None = None
+        self._into: Pending | None = None  # what it was folded into
+        self._folded: Pending | None = None  # what was folded into it
 
     def committed(self) -> asyncio.Future[None]:
         """Done when it is committed. One future a waiter: cancelling one waiter leaves the others alone."""
         if self._into is not None:
             return self._into.committed()
         waiter = self._loop.create_future()
-        self._waiters.append(waiter)
+        if self._waiters is None:
+            self._waiters = [waiter]
+        else:
+            self._waiters.append(waiter)
         return waiter
 
     def settle(self, outcome: Outcome | DurableError) -> None:
         """Applied: wake the waiters. Otherwise the execution is told, and it unwinds them."""
-        self._done = True
-        if outcome is Outcome.APPLIED:
+        self.answered(outcome is Outcome.APPLIED)
+        self._settled(self, outcome)
+
+    def answered(self, applied: bool) -> None:
+        self.done = True
+        if applied and self._waiters is not None:
             for waiter in self._waiters:
                 if not waiter.done():
                     waiter.set_result(None)
-        self._settled(self, outcome)
+        if self._folded is not None:
+            self._folded.answered(applied)
 
     def put_before(self, later: Pending) -> None:
         """Fold this one, which was not applied, into the same run's next one."""
@@ -140,8 +145,7 @@ class Pending(RunWrite):
         later.change = _at_once(self.change, later.change)
         if self.also is not None:
             later.also = _together(self.also, later.also)
-        later._waiters.extend(self._waiters)
-        self._into = later
+        self._into, later._folded = later, self
 
 
 class Committer:

@@ -151,13 +151,13 @@ class FanOut(Transactions):
         error, text, value = attempt.error, None, None
         if error is None:
             try:
-                text, value = call.codec.round_trip(attempt.value, f"the result of step {key!r}")
+                text, value = call.codec.round_trip(attempt.value, op)
             except PayloadError as refused:
                 error = refused
                 await self._undo_unstorable(op, call, attempt.value)
         failure = None if error is None else self._host.capture(error)
         if failure is not None and error is not None and call.retry is not None and call.retry.pauses_after(error):
-            self._attempts.failed(op, failure, attempt.number, attempt.duration, 0.0)
+            self._attempts.failed(op, failure, attempt.attempt, attempt.duration, 0.0)
             self._execution.pause_here(f"step {key!r} has no attempt left: {failure.summary}")
         record = self._core.item(
             key,
@@ -165,13 +165,13 @@ class FanOut(Transactions):
             self._host.clock.now(),
             text if failure is None else failures.to_json(failure),
             failed=failure is not None,
-            attempt=attempt.number,
+            attempt=attempt.attempt,
             duration=attempt.duration,
             compensable=failure is None and call.compensate is not None,
         )
         self._execution.write(record)
         if failure is not None:
-            raise StepFailed(key, attempt.number, failure)
+            raise StepFailed(key, attempt.attempt, failure)
         self._compensations.register(record, call, value)
         return value
 

@@ -7,6 +7,7 @@ execution's.
 from __future__ import annotations
 
 import asyncio
+from asyncio import current_task
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -60,7 +61,7 @@ class Operations:
             error = attempt.error
             if error is None:
                 try:
-                    text, value = call.codec.round_trip(attempt.value, f"the result of step {op.key!r}")
+                    text, value = call.codec.round_trip(attempt.value, op)
                 except PayloadError as refused:
                     error = refused
                     await self._undo_unstorable(op, call, attempt.value)
@@ -74,7 +75,8 @@ class Operations:
             self._give_up(op, call)
             raise
         finally:
-            self._end(op)
+            if op.key in self._core.open or self._pulse.ticking:
+                self._end(op)
 
     async def sleep(self, op: Operation, due_at: Callable[[datetime], datetime]) -> None:
         """A sleep: its end is computed once, when it is called, and committed then."""
@@ -99,7 +101,7 @@ class Operations:
         execution = self._execution
         if execution.stopped and op.kind is not Kind.UNDO:
             raise asyncio.CancelledError("the run does not go on here")
-        task = asyncio.current_task(self._loop)
+        task = current_task(self._loop)
         if task is not execution.main:
             execution.several_tasks = True
         if self._pulse.ticking:
@@ -170,27 +172,22 @@ class Operations:
 
     def _succeeded(self, op: Operation, call: Call, text: str, value: Any, attempt: Attempt) -> None:
         now, compensable = self._host.clock.now(), call.compensate is not None
-        record = self._core.conclude(
-            op, now, text, attempt=attempt.number, duration=attempt.duration, compensable=compensable
-        )
-        if call.shared is None:
-            self._execution.write(record)
-        else:
-            self._execution.write(record, also=ended(call.shared, op.key, kept=True))
+        record = self._core.conclude(op, now, text, False, attempt.attempt, attempt.duration, compensable)
+        self._execution.write(record, None, None if call.shared is None else ended(call.shared, op.key, kept=True))
         if compensable:
             self._compensations.register(record, call, value)
 
     async def _failed(self, op: Operation, call: Call, error: Exception, attempt: Attempt) -> NoReturn:
         duration, failure = attempt.duration, self._host.capture(error)
         if call.retry is not None and call.retry.pauses_after(error):
-            self._attempts.failed(op, failure, attempt.number, duration, 0.0)
+            self._attempts.failed(op, failure, attempt.attempt, duration, 0.0)
             self._execution.pause_here(f"step {op.key!r} has no attempt left: {failure.summary}")
         if not self._core.direct(op):
             await self._in_turn(op)
         text, now = failures.to_json(failure), self._host.clock.now()
-        record = self._core.conclude(op, now, text, failed=True, attempt=attempt.number, duration=duration)
+        record = self._core.conclude(op, now, text, failed=True, attempt=attempt.attempt, duration=duration)
         self._execution.write(record, also=ended(call.shared, op.key, kept=False))
-        raise StepFailed(op.key, attempt.number, failure)
+        raise StepFailed(op.key, attempt.attempt, failure)
 
     async def undo(self, key: str, call: Call) -> bool:
         """One compensation: recorded once, with its own attempts. Returns whether it succeeded."""
@@ -205,10 +202,10 @@ class Operations:
             if error is not None:
                 failure = self._host.capture(error)
                 if call.retry is not None and call.retry.pauses_after(error):
-                    self._attempts.failed(op, failure, attempt.number, attempt.duration, 0.0)
+                    self._attempts.failed(op, failure, attempt.attempt, attempt.duration, 0.0)
                     self._execution.pause_here(f"the compensation of {key!r} has no attempt left: {failure.summary}")
                 text = failures.to_json(failure)
-            now, number, duration = self._host.clock.now(), attempt.number, attempt.duration
+            now, number, duration = self._host.clock.now(), attempt.attempt, attempt.duration
             record = self._core.conclude(op, now, text, failed=error is not None, attempt=number, duration=duration)
             self._execution.write(record, also=None if error is not None else ended(call.shared, key, kept=False))
             return error is None

@@ -83,6 +83,9 @@ class Operation:
         self.stood_alone = False  # when it was begun
         self.brought: Signal | None = None  # a wait: what ends it, once that is known
 
+    def __str__(self) -> str:
+        return f"the result of {self.kind} {self.key!r}"
+
 
 class Replay:
     """The core's state for one execution of one run.
@@ -309,20 +312,20 @@ class Replay:
         op: Operation,
         at: datetime,
         data: str | None = None,
-        *,
         failed: bool = False,
         attempt: int = 1,
         duration: float = 0.0,
         compensable: bool = False,
     ) -> Record:
         """The record of a result that is delivered now, for the first time."""
-        self._close(op)
+        key, kind = op.key, op.kind
+        del self.open[key]
+        self._woken = _SEVERAL if self.open else op.scope
         self.seq += 1
         if at > self.now:
             self.now = at
         else:
             at = self.now
-        key, kind = op.key, op.kind
         if kind in _SCHEDULED:
             key, kind = f"{key}/woke", Kind.WOKE
         return Record(self.seq, key, kind, at, data, failed, attempt, duration, self.begun, compensable)

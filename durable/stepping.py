@@ -6,6 +6,7 @@ Each takes its occurrence at the call. What they do is ``operations``'.
 from __future__ import annotations
 
 import asyncio
+from asyncio import current_task
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, TypeVarTuple, overload
@@ -113,11 +114,12 @@ class Stepping:
             AmbiguousName: Another live task of this run uses the name.
             InvalidArgument: An argument is out of its range.
         """
-        if not callable(fn):
-            raise InvalidArgument(f"step {name!r}: fn must be a function, not {type(fn).__name__}")
         codec, on_loop = known(fn)
-        if not on_loop and hasattr(fn, "result_codec"):
-            raise InvalidArgument(f"step {name!r}: {fn!r} is a workflow: use ctx.call")
+        if not on_loop:
+            if not callable(fn):
+                raise InvalidArgument(f"step {name!r}: fn must be a function, not {type(fn).__name__}")
+            if hasattr(fn, "result_codec"):
+                raise InvalidArgument(f"step {name!r}: {fn!r} is a workflow: use ctx.call")
         if returns is not MISSING:
             codec = result_codec(fn, returns)
         policy = None if retry is None else as_retry(retry)
@@ -258,10 +260,12 @@ class Stepping:
         execution = self._execution
         if execution.stopped:
             raise asyncio.CancelledError("the run does not go on here")
-        name = self._prefix + check_name(name, "operation name")
-        if self._prefix and name.rpartition("/")[2] in _SUFFIXES:
-            raise InvalidArgument(f"an operation in a branch cannot be called {name.rpartition('/')[2]!r}")
+        name = check_name(name, "operation name")
+        if self._prefix:
+            if name in _SUFFIXES:
+                raise InvalidArgument(f"an operation in a branch cannot be called {name!r}")
+            name = self._prefix + name
         try:
-            return execution.core.call(name, kind, asyncio.current_task(self._loop))
+            return execution.core.call(name, kind, current_task(self._loop))
         except NondeterminismError as error:
             execution.refuse(error)

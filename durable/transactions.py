@@ -55,7 +55,7 @@ class Transactions(Exchange):
             if draft.given_up:
                 raise asyncio.CancelledError("the function's result is not wanted any more")
             draft.returned.set_result(None)
-            text, value = call.codec.round_trip(raw, f"the result of step {op.key!r}")
+            text, value = call.codec.round_trip(raw, op)
             if not self._core.direct(op):
                 await self._in_turn(op)
             now, duration = self._host.clock.now(), time.monotonic() - started
