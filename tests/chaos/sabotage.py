@@ -28,8 +28,8 @@ def _rewrite(store: PostgresStore, statement: str, old: str, new: str) -> None:
 
 def no_fence(store: PostgresStore) -> None:
     """What a worker writes is written, whoever holds the run by then."""
-    fence = "SELECT 1 FROM durable.workers WHERE id = $1::uuid AND lane = 'flush' FOR KEY SHARE"
-    _rewrite(store, "commit_writes", fence, "SELECT 1")
+    fence = "SELECT 1 FROM durable.workers WHERE id = $1::uuid AND lane = $27::text FOR KEY SHARE"
+    _rewrite(store, "commit_writes", fence, "SELECT 1 WHERE $27::text IS NOT NULL")
     for claim in ("c", "r"):
         for row in ("r", "x"):
             owned = f"({row}.owner = $1::uuid AND {row}.claim = {claim}.claim) IS TRUE"
