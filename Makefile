@@ -6,6 +6,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
+# Images of containers set it, and then each of the hundreds of processes that the tests start compiles the whole package
+# anew: 0.4 s of CPU each time.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The first that is new enough: a system's own python3 is often older than another one beside it.
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
