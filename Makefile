@@ -18,9 +18,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(wildcard durable tests examples benchmarks)
-# Two processes: the suite waits for the database and for child processes more than for the processor.
+# More processes than this suite's two cores: it waits for commits, leases and child processes more than it computes.
 # The gates of tests/chaos start servers and processes of their own, for minutes: `make chaos`.
-PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --ignore=tests/chaos
+PYTEST := $(BIN)/pytest -n 3 --dist loadgroup --ignore=tests/chaos
 
 .PHONY: help
 help:  ## Show the targets
