@@ -17,6 +17,10 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The peers that `make bench` measures have an environment of their own: what they depend on is no concern of ours.
+BENCH_VENV := .venv-bench
+BENCH := $(BENCH_VENV)/bin/python -m benchmarks
+BENCH_STAMP := $(BENCH_VENV)/.installed
 SOURCES := $(wildcard durable tests examples benchmarks)
 # More processes than this suite's two cores: it waits for commits, leases and child processes more than it computes.
 # The gates of tests/chaos start servers and processes of their own, for minutes: `make chaos`.
@@ -36,6 +40,15 @@ $(STAMP): constraints.txt pyproject.toml
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r constraints.txt
 	@# Hashes and editable installs do not mix: the package comes second, built by the hatchling pinned above.
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(BENCH_STAMP): benchmarks/constraints.txt pyproject.toml
+	@"$(PYTHON)" $(NEW_ENOUGH) || { echo "durable needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=…" >&2; exit 1; }
+	@echo "Setting up $(BENCH_VENV) with $$("$(PYTHON)" --version)"
+	@rm -f $@
+	@"$(PYTHON)" -m venv $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r benchmarks/constraints.txt
+	@$(BENCH_VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 .PHONY: setup
@@ -90,8 +103,12 @@ fmt: $(STAMP)  ## Format, and repair what can be repaired
 	@$(BIN)/ruff format $(SOURCES)
 
 .PHONY: bench
-bench: $(STAMP)  ## Steps and runs per second of one worker process on Postgres
-	@$(BIN)/python benchmarks/throughput.py $(ARGS)
+bench: $(BENCH_STAMP)  ## Measure durable beside its peers, two minutes; writes benchmarks/results.md; ARGS="--only B --contestants durable,dbos"
+	@$(BENCH) $(ARGS)
+
+.PHONY: bench-full
+bench-full: $(BENCH_STAMP)  ## The same at full size, with ten minutes of load and a million runs of backlog: over an hour
+	@$(BENCH) --full $(ARGS)
 
 .PHONY: bench-exchange
 bench-exchange: $(STAMP)  ## The same for fan-out, children, signals and transactions; ARGS="--store sqlite --only children"
@@ -114,7 +131,16 @@ lock: $(STAMP)  ## Pin the newest versions anew, with hashes, for every supporte
 	     --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml; } > constraints.new
 	@mv constraints.new constraints.txt
 
+.PHONY: lock-bench
+lock-bench: $(STAMP)  ## The same for the environment of `make bench`
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check uv
+	@{ sed '/^$$/q' benchmarks/constraints.txt; \
+	   $(BIN)/uv pip compile --no-config --universal --python-version 3.11 --generate-hashes --upgrade --quiet \
+	     --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml benchmarks/requirements.in; \
+	 } > benchmarks/constraints.new
+	@mv benchmarks/constraints.new benchmarks/constraints.txt
+
 .PHONY: clean
 clean:  ## Remove the environment and what tools left behind
-	@rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(BENCH_VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
