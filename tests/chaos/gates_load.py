@@ -12,7 +12,7 @@ from typing import TypeVar
 from durable import Engine, RunFailed, RunHandle
 from tests.chaos import flows
 from tests.chaos.arena import Place, arena
-from tests.chaos.gates_workers import complaints
+from tests.chaos.gates_workers import SLOW, complaints
 from tests.chaos.ledger import read
 from tests.chaos.report import Row, gate
 from tests.chaos.workers import PATIENCE, Nursery
@@ -124,9 +124,9 @@ async def wrong_clocks(place: Place, *, runs: int, skew: float, without: str = "
         nurseries = [Nursery({**settings, "FAKETIME": f"{sign}{skew:g}s"}) for sign in "+-"]
         try:
             async with arena(place) as site, site.client() as client:
-                options = {"lease": 2.0, "poll_interval": 0.2, "concurrency": max(1, runs // 3), "linger": 0.0}
+                options = {"lease": 2.0, "poll_interval": 0.2, "concurrency": 5, "linger": 0.0}  # few: both get some
                 for nursery in nurseries:
-                    worker = await site.worker(nursery, options=options, without=without)
+                    worker = await site.worker(nursery, options=options, pace=SLOW, without=without)
                     await site.until(lambda worker=worker: worker.take("up"), "worker that is up")  # type: ignore[misc]
                 handles = [await client.trigger(flows.nap, 1.0) for _ in range(runs)]
                 slept: list[float] = []

@@ -123,6 +123,7 @@ def work(config: Config) -> None:
 def nursery(door: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, _collect)
     gc.freeze()
+    door.sendall(b"ready\n")
     while True:
         message, descriptors, _, _ = socket.recv_fds(door, 1 << 16, 3)
         if not message:

@@ -39,7 +39,7 @@ async def test_P04_workers_are_stopped_past_their_lease_under_load(place: Place)
 
 
 async def test_the_stops_find_a_fence_that_is_off(place: Place) -> None:
-    row = await gates_workers.stops(place, runs=60, stops=1, workers=2, at_once=20, patience=2, without="no_fence")
+    row = await gates_workers.stops(place, runs=90, stops=3, workers=2, at_once=20, patience=2, without="no_fence")
     red(row, "I4")
 
 
@@ -97,7 +97,7 @@ async def test_P05_a_bad_link_loses_no_lease_too_early_and_begins_no_step_too_la
 
 async def test_the_bad_link_finds_a_worker_without_a_deadline(place: Place) -> None:
     row = await gates_link.bad_link(
-        place, seconds=1, latency=0.05, lease=1.0, at_once=6, patience=4, hanging_up=0, without="no_deadline"
+        place, seconds=1, latency=0.05, lease=2.5, at_once=6, patience=4, hanging_up=0, without="no_deadline"
     )
     red(row, "deadline")
 
@@ -133,12 +133,12 @@ async def test_the_trigger_storm_finds_keys_that_do_not_count(place: Place) -> N
 
 
 async def test_P50_poison_goes_through_processes_or_is_refused(place: Place) -> None:
-    row = await gates_values.poison_values(place, workers=2, patience=BUSY)
+    row = await gates_values.poison_values(place, workers=2, patience=4 * BUSY)
     assert row.violations == []
 
 
 async def test_the_poison_finds_a_store_that_simplifies(place: Place) -> None:
-    row = await gates_values.poison_values(place, workers=1, patience=BUSY, every=5, least=0, without="simplifies")
+    row = await gates_values.poison_values(place, workers=1, patience=4 * BUSY, every=5, least=0, without="simplifies")
     red(row, "P50")
 
 
