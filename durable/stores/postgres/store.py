@@ -317,6 +317,8 @@ class PostgresStore(Reading, Schedules, Oversight):
                 continue
             if limited:
                 runs, ready = limited.answer(answers, limit, now, ready)
+            elif runs and runs[-1][0] is None:
+                runs, ready = runs[:-1], now
             again = await publishing.after_claim(self._use, SHARD, now, signalling.Drained(*drained), stirred)
             if again is not None:
                 ready = again if ready is None else min(ready, again)

@@ -20,11 +20,13 @@ ON CONFLICT (shard, workflow, key) DO NOTHING
 -- $1 shards, $2 ids, $3 routes, $4 times ready, $5 delays, $6 and $7 marks, $8 workflows, $9 keys, $10 seeds,
 -- $11 input hashes, $12 requests, $13 tags, $14 inputs, $15 priorities, $16 limit keys, $17 concurrency keys, $18 parents, $19 the
 -- keys of their calls, $20 debounce keys, $21 schedules, $22 ticks. A statement after add_keys, take_turns, merge_trigger and
--- write_schedules: in the same one, what they did could not be seen. Answers the ids that were inserted.
+-- write_schedules: in the same one, what they did could not be seen. Answers the ids that were inserted. A plain run asks
+-- nothing: the probes stand behind OR, since as outer joins they cost each run 1.3 µs of 14.5.
 INSERT INTO durable.runs (shard, id, route, key, ready_at, seed, input_hash, request, tags, input, priority, limit_key,
                           concurrency_key, parent, parent_key, linked, schedule, tick)
 SELECT n.shard, n.id, n.route, n.key,
-       CASE WHEN turn.waits THEN NULL
+       CASE WHEN n.concurrency_key IS NOT NULL AND (
+                SELECT t.waits FROM durable.turns AS t WHERE t.shard = n.shard AND t.run_id = n.id LIMIT 1) THEN NULL
             ELSE coalesce(timestamptz 'epoch' + n.ready_at * interval '1 us', now() + make_interval(secs => n.delay)) END,
        coalesce(n.seed, ''), coalesce(n.input_hash, ''), n.request, n.tags::jsonb, n.input, n.priority, n.limit_key,
        n.concurrency_key, n.parent::uuid, n.parent_key, n.parent IS NOT NULL OR n.concurrency_key IS NOT NULL,
@@ -36,24 +38,18 @@ FROM unnest($1::smallint[], $2::uuid[], $3::integer[], $4::bigint[], $5::float8[
             string_to_array($19, $6, $7), string_to_array($20, $6, $7), string_to_array($21, $6, $7), $22::bigint[])
      AS n (shard, id, route, ready_at, delay, workflow, key, seed, input_hash, request, tags, input, priority, limit_key,
            concurrency_key, parent, parent_key, debounce, schedule, tick)
-LEFT JOIN LATERAL (
-    SELECT k.run_id FROM durable.keys AS k WHERE k.shard = n.shard AND k.workflow = n.workflow AND k.key = n.key LIMIT 1
-) AS winner ON true
-LEFT JOIN LATERAL (
-    SELECT t.waits FROM durable.turns AS t
-    WHERE n.concurrency_key IS NOT NULL AND t.shard = n.shard AND t.run_id = n.id LIMIT 1
-) AS turn ON true
-LEFT JOIN LATERAL (
-    SELECT d.run_id FROM durable.debounces AS d
-    WHERE d.shard = n.shard AND d.workflow = n.workflow AND d.key = n.debounce LIMIT 1
-) AS debounced ON true
-LEFT JOIN LATERAL (
-    SELECT t.run_id FROM durable.ticks AS t
-    WHERE n.tick IS NOT NULL AND t.shard = n.shard AND t.schedule = n.schedule
-      AND t.at = timestamptz 'epoch' + n.tick * interval '1 us' LIMIT 1
-) AS ticked ON true
-WHERE (n.key IS NULL OR winner.run_id = n.id) AND (n.concurrency_key IS NULL OR turn.waits IS NOT NULL)
-  AND (n.debounce IS NULL OR debounced.run_id = n.id) AND (n.tick IS NULL OR ticked.run_id = n.id)
+WHERE (n.key IS NULL OR n.id = (
+        SELECT k.run_id FROM durable.keys AS k
+        WHERE k.shard = n.shard AND k.workflow = n.workflow AND k.key = n.key LIMIT 1))
+  AND (n.concurrency_key IS NULL OR (
+        SELECT t.waits FROM durable.turns AS t WHERE t.shard = n.shard AND t.run_id = n.id LIMIT 1) IS NOT NULL)
+  AND (n.debounce IS NULL OR n.id = (
+        SELECT d.run_id FROM durable.debounces AS d
+        WHERE d.shard = n.shard AND d.workflow = n.workflow AND d.key = n.debounce LIMIT 1))
+  AND (n.tick IS NULL OR n.id = (
+        SELECT t.run_id FROM durable.ticks AS t
+        WHERE t.shard = n.shard AND t.schedule = n.schedule AND t.at = timestamptz 'epoch' + n.tick * interval '1 us'
+        LIMIT 1))
 ORDER BY n.shard, n.id
 ON CONFLICT (shard, id) DO NOTHING
 RETURNING id
