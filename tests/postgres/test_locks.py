@@ -243,7 +243,7 @@ async def test_every_transaction_states_its_isolation(postgres: Postgres) -> Non
         show = Call(b"SHOW transaction_isolation")
         reset = Call(b"SELECT set_config('default_transaction_isolation', 'serializable', false)")
         lanes = store._use
-        for lane in (lanes.flush, lanes.claim, lanes.create):
+        for lane in (*lanes.flushes.values(), lanes.claim, lanes.create):
             await lane.transaction(reset)  # as behind a pooler, where the session's settings are lost
             assert await lane.transaction(show) == [[("read committed",)]]
         assert await lanes.write("show", show) == [[("read committed",)]]

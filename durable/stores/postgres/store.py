@@ -69,12 +69,12 @@ from durable.stores.postgres.reading import Reading
 from durable.stores.postgres.reaping import STUCK_AFTER, Blockers
 from durable.stores.postgres.routing import Routes
 from durable.stores.postgres.schedules import Schedules
-from durable.stores.postgres.sessions import Sessions
+from durable.stores.postgres.sessions import FLUSHES, Sessions
 from durable.stores.postgres.transactions import Transactions
 from durable.stores.postgres.wire import Call
 
 SHARD = "0"  # a single Postgres has one
-_LANES = ("claim", "start", "flush", "effect", *transactions.LANES)
+_LANES = ("claim", "start", *FLUSHES, "effect", *transactions.LANES)
 """Each under a row of its own with the worker's lease, for what it sends at the same time as the others."""
 _ONLY, _MARK = "_only", "/* only this run */"
 
@@ -87,8 +87,8 @@ class PostgresStore(Reading, Schedules, Oversight):
     Args:
         url: ``postgresql://…`` or a libpq DSN.
         schema: Where the tables are; a plain lower-case name.
-        pool_size: Connections for reads and rare operations, at least 2. Six more are dedicated: one each to
-            commits, claims, triggers, listening, notifying and the heartbeat; and up to ten more are opened for
+        pool_size: Connections for reads and rare operations, at least 2. Seven more are dedicated: two to commits,
+            one each to claims, triggers, listening, notifying and the heartbeat; and up to ten more are opened for
             ``ctx.transaction`` when it is used.
         prepare_threshold: Uses of a statement after which a connection prepares it; None behind a pooler in
             transaction mode that does not know prepared statements.
@@ -335,16 +335,18 @@ class PostgresStore(Reading, Schedules, Oversight):
     async def commit(self, worker: str, writes: Sequence[RunWrite]) -> list[Outcome]:
         if not writes:
             return []
-        calls = [self._call("commit_writes", *flushing.parameters(worker, writes))]
         asking: list[Call] = []
+        calls: list[Call] = []
         if any(write.also is not None or write.ref.linked for write in writes):
             asking = signalling.lost(self._use, worker, writes)
             calls += [*asking, *await self._beside(worker, writes)]
         if again := [write for write in writes if write.change is not None and write.change.drop_failed]:
             calls.append(await self._set_aside(again))
         calls += (leaving := turns.leaving(self._use, SHARD, writes))
+        name, lane = self._use.idle_flush()
+        first = self._call("commit_writes", *flushing.parameters(worker, name, writes))
         try:
-            answers, *others = await self._use.flush.transaction(*calls)
+            answers, *others = await lane.transaction(first, *calls)
         except PayloadError as error:
             return await self._commit_the_rest(worker, writes, error)
         answers += others[0] if asking else []

@@ -2,13 +2,14 @@
 
 -- name: commit_writes
 -- $1 worker. $2 to $8 and $22 to $24: changes, at most one for each run. $9 to $19, $25 and $26: records. $20 and $21:
--- what separates the texts of a column, and stands for NULL in it. Flags of a change: 1 the lease is kept, 2 ready now,
+-- what separates the texts of a column, and stands for NULL in it. $27 the lane. Flags of a change: 1 the lease is kept, 2 ready now,
 -- 4 terminal, 8 paused, 16 a pause that was asked for. Flags of a record: 1 failed, 2 compensable, 4 its run changes too.
 -- Times are microseconds since 1970; as seconds in float8 they would be inexact from 2106 on.
 -- Answers a row for each write that was not applied, and nothing otherwise; a null id stands for all of them.
 --
 -- lane     the fence: without the worker's row nothing below finds a row to write. KEY SHARE, which a heartbeat does
---          not wait for and the reaper does.
+--          not wait for and the reaper does. A worker sends two flushes at once, each under a row of its own: two that lock
+--          one row make a multixact. Neither touches a run of the other; all else is as between two workers.
 -- locked   the runs that change: locked in one order, and none is waited for. What is requested is read from the row that
 --          is locked, so a request is either seen here, or finds the run as this leaves it.
 -- inserted the records whose run is this execution's and, when it changes too, was locked. A record that is there
@@ -18,7 +19,7 @@
 --          run that leaves with a request open is ready at once; an end ends every request, a pause one to pause. A
 --          pause that was asked for, and is not asked for any more, gives the run back.
 WITH lane AS MATERIALIZED (
-    SELECT 1 FROM durable.workers WHERE id = $1::uuid AND lane = 'flush' FOR KEY SHARE
+    SELECT 1 FROM durable.workers WHERE id = $1::uuid AND lane = $27::text FOR KEY SHARE
 ), change AS MATERIALIZED (
     SELECT c.shard, c.id, c.claim, c.state, c.flags, timestamptz 'epoch' + c.ready_at * interval '1 us' AS ready_at,
            c.wakes, c.result, c.error, c.reason
