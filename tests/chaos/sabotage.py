@@ -20,7 +20,7 @@ import durable.worker
 from durable.clock import ServerClock
 from durable.errors import StoreUnavailable
 from durable.ids import new_id
-from durable.model import Claimed, Created, Kind, NewRun, Outcome, Record, Renewal, RunWrite
+from durable.model import Claimed, Created, Kind, NewRun, Outcome, Record, Renewal, RunWrite, Start
 from durable.stores.postgres import PostgresStore
 
 
@@ -74,9 +74,9 @@ def doubles(store: PostgresStore) -> None:
     """A trigger that is sent again is another trigger."""
     create = store.create_runs
 
-    async def again(runs: Sequence[NewRun]) -> list[Created]:
+    async def again(runs: Sequence[NewRun], start: Start | None = None) -> list[Created]:
         now = store.clock.now()
-        return await create([replace(run, id=new_id(now), request=None) for run in runs])
+        return await create([replace(run, id=new_id(now), request=None) for run in runs], start)
 
     store.create_runs = again  # type: ignore[method-assign]
 
@@ -85,8 +85,8 @@ def no_keys(store: PostgresStore) -> None:
     """Keys do not count."""
     create = store.create_runs
 
-    async def keyless(runs: Sequence[NewRun]) -> list[Created]:
-        return await create([replace(run, key=None) for run in runs])
+    async def keyless(runs: Sequence[NewRun], start: Start | None = None) -> list[Created]:
+        return await create([replace(run, key=None) for run in runs], start)
 
     store.create_runs = keyless  # type: ignore[method-assign]
 

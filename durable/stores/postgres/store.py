@@ -37,6 +37,7 @@ from durable.model import (
     RunRef,
     RunWrite,
     Sent,
+    Start,
     State,
     Unread,
 )
@@ -73,7 +74,7 @@ from durable.stores.postgres.transactions import Transactions
 from durable.stores.postgres.wire import Call
 
 SHARD = "0"  # a single Postgres has one
-_LANES = ("claim", *FLUSHES, "effect", *transactions.LANES)
+_LANES = ("claim", "start", *FLUSHES, "effect", *transactions.LANES)
 """Each under a row of its own with the worker's lease, for what it sends at the same time as the others."""
 _ONLY, _MARK = "_only", "/* only this run */"
 
@@ -424,18 +425,21 @@ class PostgresStore(Reading, Schedules, Oversight):
 
     # -- anybody ----------------------------------------------------------------------------------
 
-    async def create_runs(self, runs: Sequence[NewRun]) -> list[Created]:
+    async def create_runs(self, runs: Sequence[NewRun], start: Start | None = None) -> list[Created]:
         if not runs:
             return []
         numbers = await self._routes.numbers(self._use, [Route(run.workflow, run.version, run.queue) for run in runs])
         first: dict[str, NewRun] = {}
         for run in runs:
             first.setdefault(run.id, run)
-        if len(first) == len(runs):
+        if len(first) < len(runs):
+            answers = iter(await self.create_runs(list(first.values()), start))
+            again = iter(await self.create_runs([run for run in runs if first[run.id] is not run]))
+            return [next(answers if first[run.id] is run else again) for run in runs]
+        if start is None:
             return await creating.create(self._use, runs, numbers)
-        answers = iter(await creating.create(self._use, list(first.values()), numbers))
-        again = iter(await self.create_runs([run for run in runs if first[run.id] is not run]))
-        return [next(answers if first[run.id] is run else again) for run in runs]
+        known = self._limits
+        return await creating.start(self._use, runs, numbers, start, known.version, known.limited)
 
     async def create_with_signal(self, run: NewRun, signal: NewSignal) -> tuple[Created, Sent]:
         routes = await self._routes.numbers(self._use, [Route(run.workflow, run.version, run.queue)])
