@@ -46,7 +46,8 @@ class Runner:
         for part in parts:
             able = [name for name in names if name in (part.contestants if self._form.full else part.quick)]
             able = [name for name in able if self._can(part, CONTESTANTS[name])]
-            for _ in range(min(part.repeats, self._form.repeats)):
+            # In two minutes there is no time to repeat what only one does.
+            for _ in range(min(part.repeats, self._form.repeats) if self._form.full or len(part.quick) > 1 else 1):
                 for name in able:
                     self._one(part, name)
 
@@ -100,7 +101,7 @@ def main() -> None:
     report.print_tables(out, runner.results)
     out.print(f"{time.monotonic() - started:.0f} s")
     if not args.no_write and not only and len(names) == len(CONTESTANTS):
-        RESULTS.write_text(report.rendered(runner.results, conditions, runner.failures, TARGETS))
+        RESULTS.write_text(report.rendered(runner.results, conditions, report.contestants(), runner.failures, TARGETS))
         CHART.write_text(chart(runner.results))
         out.print(f"written: {RESULTS.name}, {CHART.name}")
     for failure in runner.failures:

@@ -86,6 +86,45 @@ async def fan_out(contestant: Contestant, say: Say, work: str, samples: int) -> 
         say({"seconds": statistics.median(seconds[2:])})
 
 
+async def settle(contestant: Contestant, say: Say, steps: int) -> None:
+    """One run with many records, which waits. The lab kills this process."""
+    async with contestant.worker():
+        run = await contestant.settle(steps)
+        assert executed.steps == steps, executed.steps
+        say({"run": run})
+        await asyncio.Event().wait()
+
+
+async def resume(contestant: Contestant, say: Say, run: str, steps: int) -> None:
+    """From the start of a worker to the result of a run that waited; none of its steps is executed again."""
+    started = time.monotonic()
+    async with contestant.worker():
+        result = await contestant.resume(run)
+        seconds = time.monotonic() - started
+        assert result == sum(range(steps)), result
+        assert executed.steps == 0, executed.steps
+        say({"seconds": seconds})
+
+
+async def sustain(contestant: Contestant, say: Say, intervals: int, interval: float) -> None:
+    """Trigger and execute without a pause; what each interval carried is said at its end."""
+    triggered = 0
+    async with contestant.worker():
+        started = time.monotonic()
+        for number in range(intervals):
+            before, over = executed.steps, started + (number + 1) * interval
+            while time.monotonic() < over:
+                if triggered - executed.steps < 2 * BATCH:
+                    await contestant.trigger_many("one", range(triggered, triggered + BATCH // 2))
+                    triggered += BATCH // 2
+                else:
+                    await asyncio.sleep(0.001)
+            say({"executed": executed.steps - before})
+        counts = await ended(contestant, "one", triggered, time.monotonic() + 60)
+        assert counts.runs == triggered, f"{counts.runs} of {triggered} runs have ended"
+        say({"runs": counts.runs})
+
+
 async def triggers(contestant: Contestant, say: Say, callers: int, seconds: float) -> None:
     """Calls of ``callers`` tasks, each of which makes the next one when the last is committed."""
     numbers = count()
@@ -102,7 +141,7 @@ async def triggers(contestant: Contestant, say: Say, callers: int, seconds: floa
 
 async def ended(contestant: Contestant, work: str, runs: int, deadline: float) -> Counts:
     """Wait until the database says so, or the time is over. It is asked when the steps were executed, not before."""
-    while executed.steps < runs * STEPS[work] and time.monotonic() < deadline:  # noqa: ASYNC110 - as for every contestant
+    while executed.steps < runs * STEPS[work] and time.monotonic() < deadline:
         await asyncio.sleep(0.002)
     counts = await asyncio.to_thread(contestant.counts)
     while counts.runs < runs and time.monotonic() < deadline:

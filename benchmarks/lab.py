@@ -172,6 +172,14 @@ class Lab:
             row = cursor.fetchone() if cursor.description is not None else None
             return None if row is None else row[0]
 
+    def until(self, target: Target, query: str, timeout: float) -> None:
+        """Ask until the answer is true."""
+        deadline = time.monotonic() + timeout
+        while not self.sql(target.url, query):
+            if time.monotonic() > deadline:
+                raise TooLong(f"{target.contestant.name}: not in {timeout:.0f} s: {query}")
+            time.sleep(0.05)
+
     def version(self) -> str:
         return str(self.sql(self.server.url, "SHOW server_version")).split()[0]
 

@@ -60,7 +60,13 @@ def print_tables(out: Console, results: Results) -> None:
         out.print()
 
 
-def rendered(results: Results, conditions: Sequence[str], failures: Sequence[str], targets: Sequence[Target]) -> str:
+def rendered(
+    results: Results,
+    conditions: Sequence[str],
+    contestants: Sequence[str],
+    failures: Sequence[str],
+    targets: Sequence[Target],
+) -> str:
     """The whole of results.md."""
     lines = [
         "# Results",
@@ -82,28 +88,26 @@ def rendered(results: Results, conditions: Sequence[str], failures: Sequence[str
         verdict = {True: "reached", False: "**not reached**", None: "not measured"}[target.reached(results)]
         lines.append(f"| {title} | {target.says} | {target.measured(results) if figure else '—'} | {verdict} |")
     for letter, figures in grouped(results.figures).items():
-        lines += ["", f"## {letter}. {SCENARIOS[letter]}"]
+        lines += ["", f"## {letter}. {SCENARIOS[letter]}", ""]
+        lines += ["| figure | | median (range) | durable is better by |", "|---|---|---|---|"]
         for figure in figures:
-            lines += [
-                "",
-                f"{figure.title}, {figure.unit}:".capitalize(),
-                "",
-                "| | median (range) | durable is better by |",
-                "|---|---|---|",
-            ]
-            lines += [f"| {name} | {text} | {ratio} |" for name, text, ratio in rows(results, figure)]
+            title = f"{figure.title}, {figure.unit}"
+            for name, text, ratio in rows(results, figure):
+                lines.append(f"| {title} | {name} | {text} | {ratio} |")
+                title = ""
     if failures:
         lines += ["", "## What failed", "", *(f"* {failure}" for failure in failures)]
-    lines += ["", "## Contestants and their settings", ""]
-    lines += [
-        f"* **{name}** ({versions(contestant.packages)}): {contestant.settings}"
-        for name, contestant in CONTESTANTS.items()
-    ]
+    lines += ["", "## Contestants and their settings", "", *(f"* {line}" for line in contestants)]
     return "\n".join(lines) + "\n"
 
 
-def versions(packages: Sequence[str]) -> str:
-    return ", ".join(f"{package} {metadata.version(package)}" for package in packages)
+def contestants() -> list[str]:
+    """Each with its versions and settings."""
+    lines: list[str] = []
+    for name, contestant in CONTESTANTS.items():
+        versions = ", ".join(f"{package} {metadata.version(package)}" for package in contestant.packages)
+        lines.append(f"**{name}** ({versions}): {contestant.settings}")
+    return lines
 
 
 def conditions(server: str, settings: dict[str, str], form: str) -> list[str]:

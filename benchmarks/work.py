@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
-STEPS = {"one": 1, "three": 3, "ten": 10, "blob": 1}
-"""Steps of each kind of run. A step of ``blob`` returns a megabyte, the others add two numbers."""
+STEPS = {"one": 1, "three": 3, "ten": 10, "blob": 1, "busy": 5_000}
+"""Steps of each kind of run. A step of ``blob`` returns a megabyte, the others add two numbers; ``busy`` is still under
+way when its worker is killed."""
 
 MEGABYTE = 1_000_000
 

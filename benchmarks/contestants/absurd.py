@@ -26,6 +26,7 @@ class Absurd(Contestant):
         "instead of 250. uvloop."
     )
     cannot: ClassVar = {
+        "E.takeover": "a claim lasts 120 s by default: that is the answer",
         "I.children": "a task may not wait for another one of the same queue",
         "I.parallel": "its steps share one connection, and are executed one after the other",
     }
@@ -75,6 +76,7 @@ class Absurd(Contestant):
             if work != "blob":
                 app.register_task(name=work)(_summing(steps))
         app.register_task(name="blob")(_blobs)
+        app.register_task(name="long")(_long)
         return app
 
     async def trigger_many(self, work: str, starts: Sequence[int]) -> Sequence[Any]:
@@ -91,6 +93,16 @@ class Absurd(Contestant):
 
     async def result(self, run: Any) -> Any:
         return (await self._clients[0].await_task_result(run)).result
+
+    async def settle(self, steps: int) -> str:
+        run = (await self._clients[0].spawn("long", steps))["task_id"]
+        while (await self._clients[0].fetch_task_result(run)).state != "sleeping":
+            await asyncio.sleep(0.05)
+        return str(run)
+
+    async def resume(self, run: str) -> Any:
+        await self._clients[0].emit_event("go", 0)
+        return await self.result(run)
 
     def counts(self) -> Counts:
         return Counts(
@@ -111,6 +123,11 @@ def _summing(steps: int) -> Any:
         return total
 
     return summed
+
+
+async def _long(steps: int, ctx: Any) -> int:
+    total: int = await _summing(steps)(0, ctx)
+    return total + int(await ctx.await_event("go"))
 
 
 async def _blobs(start: int, ctx: Any) -> int:

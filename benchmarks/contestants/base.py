@@ -69,6 +69,14 @@ class Contestant(ABC):
         """Wait for the run's end, and return what it returned."""
         raise NotImplementedError
 
+    async def settle(self, steps: int) -> str:
+        """Trigger a run that makes so many records and then waits, wait until it does, and return its id."""
+        raise NotImplementedError
+
+    async def resume(self, run: str) -> Any:
+        """Let the run go on, in a process that knows nothing of it, and return what it returned."""
+        raise NotImplementedError
+
     @abstractmethod
     def counts(self) -> Counts:
         """Asked of the database, over a connection of its own."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any, ClassVar
 
 from benchmarks.contestants.base import Contestant, Counts, asked, peer
-from benchmarks.work import MEGABYTE, STEPS, add, blob
+from benchmarks.work import MEGABYTE, STEPS, add, blob, executed
 
 QUEUE = "bench"
 
@@ -32,7 +32,7 @@ class Dbos(Contestant):
         super().__init__(url, in_flight)
         dbos = peer("dbos")
         self._dbos = dbos.DBOS
-        self._works_here = False
+        self._works_here = self._holds = False
         self._dbos(
             config={
                 "name": "bench",
@@ -65,8 +65,15 @@ class Dbos(Contestant):
         async def parallel(count: int) -> int:
             return sum(await asyncio.gather(*(added(n, 0) for n in range(count))))
 
+        async def held() -> int:
+            return await asyncio.Future[int]() if self._holds else 0
+
+        async def long(steps: int) -> int:
+            return sum([await summing(steps)(0), await holding()])
+
+        holding = self._dbos.step()(held)
         functions = {work: summing(steps) for work, steps in STEPS.items() if work != "blob"}
-        functions |= {"blob": blobs, "children": children, "parallel": parallel}
+        functions |= {"blob": blobs, "children": children, "parallel": parallel, "long": long}
         self._works = {work: self._dbos.workflow(name=work)(function) for work, function in functions.items()}
 
     async def install(self) -> None:
@@ -115,6 +122,19 @@ class Dbos(Contestant):
 
     async def result(self, run: Any) -> Any:
         return await run.get_result()
+
+    async def settle(self, steps: int) -> str:
+        """It waits in memory, so here a step does: the run goes on when the executor is started again."""
+        self._holds = True
+        handle = await self._dbos.start_workflow_async(self._works["long"], steps)
+        while executed.steps < steps:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(1)  # the last record is written
+        return str(handle.get_workflow_id())
+
+    async def resume(self, run: str) -> Any:
+        """Its launch has taken it up already."""
+        return await (await self._dbos.retrieve_workflow_async(run)).get_result()
 
     def counts(self) -> Counts:
         return Counts(

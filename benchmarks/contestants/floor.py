@@ -58,6 +58,7 @@ class Floor(Contestant):
         "leases, fences or timers: what the work itself costs."
     )
     cannot: ClassVar = {
+        "E": "it does not replay",
         "D.other": "it has no way to wake another process",
     }
     pace: ClassVar = {1: 3_500, 8: 20_000, 50: 60_000, 500: 140_000}

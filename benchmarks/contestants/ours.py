@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, ClassVar
 
 from benchmarks.contestants.base import Contestant, Counts, asked
-from benchmarks.work import MEGABYTE, add, blob
-from durable import Context, Engine, RunHandle, WorkerOptions, Workflow, workflow
+from benchmarks.work import MEGABYTE, STEPS, add, blob
+from durable import Context, Engine, RunHandle, State, WorkerOptions, Workflow, workflow
 
 
 async def summed(ctx: Context, start: int, steps: int) -> int:
@@ -66,9 +67,8 @@ async def parked(ctx: Context, start: int) -> int:
 
 
 @workflow(name="busy")
-async def busy(ctx: Context, steps: int) -> int:
-    """Works until it has made that many steps: what a worker is killed in the middle of."""
-    return await summed(ctx, 0, steps)
+async def busy(ctx: Context, start: int) -> int:
+    return await summed(ctx, start, STEPS["busy"])
 
 
 WORKFLOWS: dict[str, Workflow[int, int]] = {
@@ -111,8 +111,15 @@ class Durable(Contestant):
         handle: RunHandle[int] = run
         return await handle.result()
 
-    async def signal(self, run: RunHandle[int]) -> None:
-        await self.engine.signal(run.run_id, "go", 0)
+    async def settle(self, steps: int) -> str:
+        handle = await self.engine.trigger(long, steps)
+        while await handle.status() is not State.WAITING:
+            await asyncio.sleep(0.05)  # only ends are announced
+        return handle.run_id
+
+    async def resume(self, run: str) -> int:
+        await self.engine.signal(run, "go", 0)
+        return await (await self.engine.handle(long, run_id=run)).result()
 
     def counts(self) -> Counts:
         return Counts(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from benchmarks.contestants.base import Contestant
 from benchmarks.figures import Figure
 from benchmarks.lab import Lab
+from benchmarks.work import STEPS
 
 EVERYBODY = ("durable", "dbos", "absurd", "procrastinate", "pgqueuer", "floor")
 OURS_ALONE = ("durable",)
@@ -56,8 +57,9 @@ class Part:
     repeats: int = 5
 
 
-def amount(contestant: type[Contestant], in_flight: int, steps: int, form: Form) -> int:
-    """Runs of ``steps`` steps that it can be expected to do in the form's seconds; enough of them to be in flight."""
-    return max(
-        round(contestant.pace[in_flight] * form.seconds / steps), 2 * in_flight if form.full else in_flight // 4, 10
-    )
+def amount(contestant: type[Contestant], work: str, in_flight: int, form: Form) -> int:
+    """Runs that it can be expected to do in the form's seconds; enough of them to be in flight."""
+    if work == "blob":
+        return 300 if form.full else 60
+    usual = contestant.pace[in_flight] * form.seconds / STEPS[work]
+    return max(round(usual), 2 * in_flight if form.full else in_flight // 4, 10)

@@ -1,12 +1,15 @@
-"""D, I, J: what one caller waits for."""
+"""D, E, I, J: what one caller waits for."""
 
 from __future__ import annotations
+
+import time
 
 from benchmarks.contestants.base import Contestant
 from benchmarks.figures import Figure, percentile
 from benchmarks.lab import Lab, Wrong
 from benchmarks.scenarios.base import EVERYBODY, Form, Part
 from benchmarks.scenarios.throughput import DURABLE_PEERS, SQLITE
+from benchmarks.work import STEPS
 
 
 def same_process(lab: Lab, contestant: type[Contestant], form: Form, key: str) -> dict[str, float]:
@@ -58,7 +61,67 @@ def latency_figures(key: str, title: str) -> tuple[Figure, ...]:
     return Figure(key, f"{title}, p50", "ms", more=False), Figure(f"{key}.p99", f"{title}, p99", "ms", more=False)
 
 
+def resumed(lab: Lab, contestant: type[Contestant], form: Form) -> dict[str, float]:
+    """The process in which the run waited is killed; another one begins."""
+    figures: dict[str, float] = {}
+    with lab.target(contestant) as target:
+        for steps in (10, 1_000, 10_000):
+            with lab.process(target, "settle", steps=steps) as process:
+                process.begin()
+                run = process.answer(300)["run"]
+            said = lab.call(target, "resume", run=run, steps=steps)
+            figures[f"E.{steps}"] = said["seconds"] * 1000
+    start = figures["E.10"]
+    if figures["E.1000"] > start:  # else it is lost in the noise of the start
+        figures["E.growth"] = (figures["E.10000"] - start) / (figures["E.1000"] - start)
+    return figures
+
+
+def taken_over(lab: Lab, contestant: type[Contestant], form: Form) -> dict[str, float]:
+    """From the SIGKILL of a worker that executes a hundred runs to the first record that another one writes."""
+    records = "SELECT count(*) FROM durable.history WHERE kind = 'step'"
+    held = "SELECT count(*) FROM durable.runs WHERE state = 'running'"
+    with lab.target(contestant) as target, lab.process(target, "serve") as other:
+        with lab.process(target, "serve") as worker:
+            worker.begin()
+            worker.answer(60)
+            lab.call(target, "trigger", work="busy", runs=100)
+            lab.until(target, f"SELECT ({held}) = 100", 60)
+            other.begin()
+            other.answer(60)
+        killed = time.monotonic()
+        time.sleep(0.5)  # what was under way is committed, or not
+        before = lab.sql(target.url, records)
+        lab.until(target, f"SELECT ({records}) > {before}", 120)
+        seconds = time.monotonic() - killed
+        lab.until(target, f"SELECT ({held}) = 0", 300)
+        counts = contestant(target.url).counts()
+        if counts != (100, 100 * STEPS["busy"]):
+            raise Wrong(f"100 runs were taken over: {counts}")
+    return {"E.takeover": seconds}
+
+
 PARTS = (
+    Part(
+        "E",
+        (
+            Figure("E.10", "resume of a run with 10 records, from the start of a worker", "ms", more=False),
+            Figure("E.1000", "with 1,000", "ms", more=False),
+            Figure("E.10000", "with 10,000", "ms", more=False),
+            Figure("E.growth", "10,000 against 1,000, less the 10", "times as long", more=False),
+        ),
+        resumed,
+        ("durable", "dbos", "absurd", "procrastinate", "pgqueuer", "floor"),
+        repeats=3,
+    ),
+    Part(
+        "E.takeover",
+        (Figure("E.takeover", "first record of another worker after a SIGKILL", "s", more=False),),
+        taken_over,
+        ("durable", "dbos", "absurd", "floor"),
+        (),
+        repeats=1,
+    ),
     Part(
         "D.same",
         latency_figures("D.same", "a three-step run on an idle system, same process"),

@@ -34,7 +34,7 @@ def drained(
     lab: Lab, contestant: type[Contestant], form: Form, key: str, work: str, in_flight: int
 ) -> dict[str, float]:
     """All runs exist before the worker starts."""
-    runs = amount(contestant, in_flight, STEPS[work], form)
+    runs = amount(contestant, work, in_flight, form)
     with lab.target(contestant) as target:
         lab.call(target, "trigger", work=work, runs=runs)
         with lab.process(target, "drain", in_flight, work=work, runs=runs, limit=form.limit) as process:
@@ -43,7 +43,7 @@ def drained(
 
 def together(lab: Lab, contestant: type[Contestant], form: Form, key: str) -> dict[str, float]:
     """The worker's process triggers while it works."""
-    runs = amount(contestant, 500, 1, form)
+    runs = amount(contestant, "one", 500, form)
     with lab.target(contestant) as target:
         wal, size = lab.wal(), lab.size(target)
         with lab.process(target, "together", 500, work="one", runs=runs, limit=form.limit) as process:
@@ -67,7 +67,7 @@ def worked(lab: Lab, process: Process, form: Form, key: str, work: str, runs: in
 
 def two_workers(lab: Lab, contestant: type[Contestant], form: Form) -> dict[str, float]:
     """Ten-step runs, and two processes that both claim them."""
-    runs = amount(contestant, 500, 10, form) * 2
+    runs = amount(contestant, "ten", 500, form) * 2
     with lab.target(contestant) as target:
         lab.call(target, "trigger", work="ten", runs=runs)
         with lab.process(target, "serve", 500) as one, lab.process(target, "serve", 500) as other:
