@@ -208,7 +208,7 @@ FROM (
                 AND r.priority = p.value AND r.ready_at <= :now))
 
 -- name: owned
-SELECT json_group_array(json_array(r.shard, r.id, r.claim))
+SELECT json_group_array(json_array(r.shard, r.id, r.claim, r.linked))
 FROM durable_claims AS b
 CROSS JOIN json_each(b.runs) AS j
 CROSS JOIN durable_runs AS r
