@@ -6,6 +6,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
+# Images of containers set it, and then each of the hundreds of processes that the tests start compiles the whole package
+# anew: 0.4 s of CPU each time.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The first that is new enough: a system's own python3 is often older than another one beside it.
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
@@ -14,10 +17,14 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The peers that `make bench` measures have an environment of their own: what they depend on is no concern of ours.
+BENCH_VENV := .venv-bench
+BENCH := $(BENCH_VENV)/bin/python -m benchmarks
+BENCH_STAMP := $(BENCH_VENV)/.installed
 SOURCES := $(wildcard durable tests examples benchmarks)
-# Two processes: the suite waits for the database and for child processes more than for the processor.
-# The gates of tests/chaos start servers and processes of their own, for minutes: `make chaos`.
-PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --ignore=tests/chaos
+# More processes than this suite's two cores: it waits for commits, leases and child processes more than it computes.
+# Of tests/chaos the small forms; each gate with its control takes minutes: `make chaos-quick`.
+PYTEST := $(BIN)/pytest -n 3 --dist loadgroup --ignore=tests/chaos/test_chaos.py
 
 .PHONY: help
 help:  ## Show the targets
@@ -33,6 +40,15 @@ $(STAMP): constraints.txt pyproject.toml
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r constraints.txt
 	@# Hashes and editable installs do not mix: the package comes second, built by the hatchling pinned above.
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(BENCH_STAMP): benchmarks/constraints.txt pyproject.toml
+	@"$(PYTHON)" $(NEW_ENOUGH) || { echo "durable needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=…" >&2; exit 1; }
+	@echo "Setting up $(BENCH_VENV) with $$("$(PYTHON)" --version)"
+	@rm -f $@
+	@"$(PYTHON)" -m venv $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r benchmarks/constraints.txt
+	@$(BENCH_VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 .PHONY: setup
@@ -60,15 +76,15 @@ fuzz-http: $(STAMP)  ## 10,000 requests that schemathesis makes up from the Open
 	@FUZZ_EXAMPLES=400 FUZZ_SEED=$${FUZZ_SEED:-$$RANDOM} $(BIN)/pytest tests/http/test_fuzz.py -o faulthandler_timeout=0 --durations=0 $(ARGS)
 
 .PHONY: chaos
-chaos: $(STAMP)  ## Kills, stops, bad links, full disks, for half an hour; the table goes into docs/reliability.md; ARGS="kills link"
+chaos: $(STAMP)  ## Kills, bad links, full disks, …: an hour and a half, 20 min of it soak; each gate writes its line of docs/reliability.md; ARGS="kills link", ARGS=--missing to go on
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
 .PHONY: chaos-quick
-chaos-quick: $(STAMP)  ## A short form of each gate of chaos, and its control: some minutes
+chaos-quick: $(STAMP)  ## A short form of each gate of chaos, and its control: about five minutes
 	@$(BIN)/pytest tests/chaos --durations=0 $(ARGS)
 
 .PHONY: simulate
-simulate: $(STAMP)  ## Whole deployments in one thread, each seed with its own faults; SEEDS=10000 FIRST=1
+simulate: $(STAMP)  ## Whole deployments in one thread, each seed with its own faults; 30 min for SEEDS=10000 (FIRST=1)
 	@$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),10000) --first $(or $(FIRST),1) $(ARGS)
 
 .PHONY: check
@@ -87,8 +103,12 @@ fmt: $(STAMP)  ## Format, and repair what can be repaired
 	@$(BIN)/ruff format $(SOURCES)
 
 .PHONY: bench
-bench: $(STAMP)  ## Steps and runs per second of one worker process on Postgres
-	@$(BIN)/python benchmarks/throughput.py $(ARGS)
+bench: $(BENCH_STAMP)  ## Measure durable beside its peers, two minutes; writes benchmarks/results.md; ARGS="--only B --contestants durable,dbos"
+	@$(BENCH) $(ARGS)
+
+.PHONY: bench-full
+bench-full: $(BENCH_STAMP)  ## The same at full size, with ten minutes of load and a million runs of backlog: over an hour
+	@$(BENCH) --full $(ARGS)
 
 .PHONY: bench-exchange
 bench-exchange: $(STAMP)  ## The same for fan-out, children, signals and transactions; ARGS="--store sqlite --only children"
@@ -111,7 +131,16 @@ lock: $(STAMP)  ## Pin the newest versions anew, with hashes, for every supporte
 	     --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml; } > constraints.new
 	@mv constraints.new constraints.txt
 
+.PHONY: lock-bench
+lock-bench: $(STAMP)  ## The same for the environment of `make bench`
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check uv
+	@{ sed '/^$$/q' benchmarks/constraints.txt; \
+	   $(BIN)/uv pip compile --no-config --universal --python-version 3.11 --generate-hashes --upgrade --quiet \
+	     --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml benchmarks/requirements.in; \
+	 } > benchmarks/constraints.new
+	@mv benchmarks/constraints.new benchmarks/constraints.txt
+
 .PHONY: clean
 clean:  ## Remove the environment and what tools left behind
-	@rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(BENCH_VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,7 +22,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.throughput import processes_cpu, server_pids, store_url
+from benchmarks.machine import processes_cpu, server_pids, store_url
 from durable import Context, Engine, RunHandle, State, Store, WorkerOptions, workflow
 from durable.collector import sparing_collector
 from durable.stores import store_for

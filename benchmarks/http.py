@@ -28,7 +28,7 @@ from collections.abc import Generator
 from typing import cast
 from urllib.parse import urlsplit
 
-from benchmarks.throughput import processes_cpu, server_pids, store_url
+from benchmarks.machine import processes_cpu, server_pids, store_url
 from durable import Context, Engine, workflow
 from durable.collector import sparing_collector
 

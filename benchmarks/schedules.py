@@ -82,7 +82,7 @@ async def same_minute(store: Store, number: int, overlap: str) -> None:
         print(
             f"{number} schedules of one minute: the last was fired after {time.perf_counter() - started:.1f} s", end=""
         )
-        while await open_runs(engine):  # noqa: ASYNC110 - asking more would cost what is measured
+        while await open_runs(engine):  # asking more would cost what is measured
             await asyncio.sleep(0.1)
         print(f", the last run had ended after {time.perf_counter() - started:.1f} s")
 

@@ -29,7 +29,7 @@ from durable.ids import check_run_id, new_id
 from durable.model import Created, NewRun, Request, Run, RunFilter, RunSummary, State, TimelineEntry, Verb
 from durable.names import check_key, check_name, check_note
 from durable.newruns import ChildOptions, TriggerOptions, new_run, only
-from durable.results import Results
+from durable.results import End, Results
 from durable.states import TERMINAL
 from durable.store import Hint, OnConnection, Store
 from durable.timeline import timeline
@@ -66,8 +66,8 @@ class Client:
         self._store = store
         self._workflows: dict[tuple[str, str], Workflow[Any, Any]] = {}  # by name and version
         self._connected = False
-        self._creator = Sender(store.create_runs)
-        self._results = Results(store)
+        self._creator = Sender(self._create)
+        self._results = Results(store, self._held)
         self._hooks = Hooks(store)
         self.register(*workflows)
 
@@ -116,6 +116,10 @@ class Client:
     def _poke(self) -> None:
         """There may be work: the engine tells its own worker."""
 
+    def _held(self, run_id: str) -> bool:  # noqa: ARG002  (the engine's)
+        """Whether the run is executed here: the engine asks its own worker."""
+        return False
+
     # -- triggering -------------------------------------------------------------------------------
 
     @overload
@@ -162,11 +166,7 @@ class Client:
             answer = create()
             return finish(await answer if inspect.isawaitable(answer) else answer)
         found, new = self._new_run(workflow, input, options)
-        created = await self._creator.send(new)
-        if created.created:  # told before the worker is: it may start the run before this task goes on
-            self._hooks.emit("run_triggered", run_id=created.run_id, workflow=new.workflow)
-        self._announce()
-        return self._triggered(found, new, created)
+        return self._triggered(found, new, await self._creator.send(new))
 
     def prepared(
         self, workflow: Workflow[Any, Any] | str, value: Any, connection: Any, options: TriggerOptions
@@ -229,10 +229,6 @@ class Client:
             for value, key in zip(inputs, keys if keys is not None else (None,) * len(inputs), strict=True)
         ]
         created = await self._creator.send_all([run for _, run in new])
-        self._announce()
-        for (_, run), answer in zip(new, created, strict=True):
-            if answer.created:
-                self._hooks.emit("run_triggered", run_id=answer.run_id, workflow=run.workflow)
         return [self._triggered(found, run, answer) for (found, run), answer in zip(new, created, strict=True)]
 
     @overload
@@ -316,9 +312,20 @@ class Client:
             )
         return offered
 
-    def _announce(self) -> None:
-        self._poke()
-        self._store.announce(Hint.WORK)
+    async def _create(self, runs: Sequence[NewRun]) -> Sequence[Created]:
+        """Create a batch of runs, and say so: the engine's worker may start some of them."""
+        created = await self._store.create_runs(runs)
+        self._created(runs, created)
+        return created
+
+    def _created(self, runs: Sequence[NewRun], created: Sequence[Created]) -> None:
+        """What follows from these answers; before any of the runs starts here."""
+        for run, answer in zip(runs, created, strict=True):
+            if answer.created:
+                self._hooks.emit("run_triggered", run_id=answer.run_id, workflow=run.workflow)
+        if any(answer.claimed is None for answer in created):  # those that are claimed nobody has to look for
+            self._poke()
+            self._store.announce(Hint.WORK)
 
     def _handle(self, found: Workflow[Any, Any] | None, run_id: str, created: bool) -> RunHandle[Any]:
         codec = codec_for(Any) if found is None else found.result_codec
@@ -327,7 +334,7 @@ class Client:
     async def _status(self, run_id: str) -> State:
         return (await self.get_run(run_id)).state
 
-    async def _wait(self, run_id: str) -> Run:
+    async def _wait(self, run_id: str) -> End:
         self._check_connected()
         return await self._results.wait(run_id)
 
@@ -442,8 +449,8 @@ class Client:
             return self._store.request(run_id, request)
         return self._store.retry_from(run_id, step, request)
 
-    def _on_ended(self, run_id: str) -> None:
-        self._results.ended(run_id)
+    def _on_ended(self, run_id: str, end: End | None = None) -> None:
+        self._results.ended(run_id, end)
         self._store.announce(Hint.ENDED)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -21,7 +21,7 @@ from durable.durations import seconds
 from durable.errors import InvalidArgument, SchemaOutdated, SchemaTooNew, UnknownWorkflow
 from durable.inspector import Inspector
 from durable.meter import Meter
-from durable.model import Failure, Queue, State
+from durable.model import Created, Failure, NewRun, Queue, State
 from durable.operator import check_queues
 from durable.options import WorkerOptions
 from durable.scheduler import Scheduler
@@ -378,6 +378,14 @@ class Engine(Inspector):
     def _poke(self) -> None:
         if self._worker is not None:
             self._worker.poke()
+
+    async def _create(self, runs: Sequence[NewRun]) -> Sequence[Created]:
+        if self._worker is None:
+            return await super()._create(runs)
+        return await self._worker.create(runs, partial(self._created, runs))
+
+    def _held(self, run_id: str) -> bool:
+        return self._worker is not None and self._worker.holds(run_id)
 
     def _due_anew(self) -> None:
         if self._scheduler is not None:

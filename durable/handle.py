@@ -11,7 +11,8 @@ from durable import failures
 from durable.codec import Codec
 from durable.durations import seconds
 from durable.errors import RunCancelled, RunCompensated, RunDeadLettered, RunFailed
-from durable.model import Failure, Run, State
+from durable.model import Failure, State
+from durable.results import End
 
 Out_co = TypeVar("Out_co", covariant=True)
 
@@ -30,7 +31,7 @@ class RunHandle(Generic[Out_co]):
         created: bool,
         codec: Codec,
         status: Callable[[str], Awaitable[State]],
-        wait: Callable[[str], Awaitable[Run]],
+        wait: Callable[[str], Awaitable[End]],
         cancel: Callable[..., Awaitable[bool]],
     ) -> None:
         self.run_id = run_id
@@ -61,14 +62,14 @@ class RunHandle(Generic[Out_co]):
             RunNotFound: There is no such run.
         """
         async with asyncio.timeout(None if timeout is None else seconds(timeout, "timeout")):
-            run = await self._wait(self.run_id)
-        if run.state is State.COMPLETED:
-            value: Out_co = self._codec.decode(run.result, f"the result of run {run.id}")
+            end = await self._wait(self.run_id)
+        if end.state is State.COMPLETED:
+            value: Out_co = self._codec.decode(end.result, f"the result of run {self.run_id}")
             return value
-        if run.state is State.CANCELLED:
-            raise RunCancelled(run.id, _reason(run))
-        failure = Failure("unknown", "") if run.error is None else failures.from_json(run.error)
-        raise _OUTCOMES[run.state](run.id, failure)
+        if end.state is State.CANCELLED:
+            raise RunCancelled(self.run_id, _reason(end))
+        failure = Failure("unknown", "") if end.error is None else failures.from_json(end.error)
+        raise _OUTCOMES[end.state](self.run_id, failure)
 
     async def cancel(self, *, reason: str = "", by: str = "") -> bool:
         """Ask for the cancellation of the run; False when it had ended. See ``Engine.cancel``."""
@@ -85,8 +86,8 @@ _OUTCOMES: dict[State, type[RunFailed]] = {
 }
 
 
-def _reason(run: Run) -> str:
+def _reason(end: End) -> str:
     """Why it was cancelled: the recorded error's message ends with the reason that was given."""
-    if run.error is None:
+    if end.error is None:
         return ""
-    return failures.from_json(run.error).message.partition(" was cancelled")[2].removeprefix(": ")
+    return failures.from_json(end.error).message.partition(" was cancelled")[2].removeprefix(": ")

@@ -12,7 +12,8 @@ class Meter(Protocol):
     """
 
     def claimed(self, seconds: float, runs: int) -> None:
-        """A claim was answered after so long, with so many runs; claims that find nothing count too."""
+        """A claim was answered after so long, with so many runs; claims that find nothing count too, and triggers of
+        this process that have claimed their runs."""
         ...
 
     def committed(self, seconds: float, writes: int) -> None:

@@ -233,6 +233,14 @@ class NewRun:
     tick: datetime | None = None
 
 
+class Start(NamedTuple):
+    """Who triggers runs and has slots free for some of them: these may be created claimed."""
+
+    worker: str
+    batch: str  # id of this claim, as of any other: a new UUID each time
+    run_ids: frozenset[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Created:
     """The answer to one ``NewRun``: the run that stands, and whether this call made it."""
@@ -242,6 +250,7 @@ class Created:
     conflict: str | None = None  # why it is refused: the existing run differs
     busy: bool = False  # it is refused: ``run_id`` is active under the same concurrency key
     replaced: Sequence[str] = ()  # runs that were asked to cancel in its favour; sent again: those that have not ended
+    claimed: ClaimedRun | None = None  # it was created already claimed: see ``Start``
 
 
 @dataclass(frozen=True, slots=True, init=False)

@@ -40,6 +40,7 @@ from durable.model import (
     RunSummary,
     RunWrite,
     Sent,
+    Start,
     State,
     Unread,
 )
@@ -201,9 +202,8 @@ class Store(Timetable, Oversight, Protocol):
     ) -> Claimed:
         """Take up to ``limit`` ready runs, never one that is taken.
 
-        By priority over all routes; within a priority and a route the oldest due first.
-
-        What the limits of a queue do not let it take: see ``put_queues``.
+        By priority over all routes; within a priority and a route the oldest due first. What the limits of a queue do
+        not let it take: see ``put_queues``.
 
         A run with two takeovers or more since its last new record is a suspect (``RunSummary.suspect``). A claim takes
         at most one, and none while the worker holds another: so each further death of a worker counts against one
@@ -311,10 +311,13 @@ class Store(Timetable, Oversight, Protocol):
 
     # -- anybody ----------------------------------------------------------------------------------
 
-    async def create_runs(self, runs: Sequence[NewRun]) -> list[Created]:
+    async def create_runs(self, runs: Sequence[NewRun], start: Start | None = None) -> list[Created]:
         """Create each run, unless its key or id exists already; one answer for each, in order.
 
         The key and the id are looked up first, then the debounce key, then the concurrency key.
+        Those that ``start`` names are created claimed (``Created.claimed``), unless the worker's lease is over, they
+        are not due at once, their queue has limits, or they have a concurrency or debounce key; or the store is in
+        doubt. Sent again they are not claimed by the answer: ``owned`` says what the first sending has claimed.
 
         * A concurrency key is held, within its workflow, by the first in its line: a run joins the line when it is
           created and leaves it when it ends, by whomever. What becomes of a further one says ``NewRun.policy``.
@@ -512,8 +515,6 @@ class Store(Timetable, Oversight, Protocol):
         ...
 
     def announce(self, hint: Hint) -> None:
-        """Tell the other processes, after a commit; coalesced. Returns at once.
-
-        It does not call this process's own subscribers, unless the store is its own other side (memory).
-        """
+        """Tell the other processes, after a commit; coalesced. Returns at once. It does not call this process's own
+        subscribers, unless the store is its own other side (memory)."""
         ...

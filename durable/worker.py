@@ -10,42 +10,54 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
-from durable import failures
+from durable.asking import Asking
+from durable.batches import Batches
 from durable.bodies import called
-from durable.committer import Committer, resending
+from durable.committer import Committer
 from durable.context import Context
-from durable.errors import RunNotFound, StoreUnavailable
+from durable.errors import StoreUnavailable
 from durable.execution import Execution
 from durable.heartbeat import Heartbeat
 from durable.hooks import Hooks
 from durable.ids import new_id
 from durable.meter import Meter
-from durable.model import Change, ClaimedRun, Effect, Failure, Outcome, Renewal, Request, RunRef, RunWrite, Verb
+from durable.model import (
+    Change,
+    ClaimedRun,
+    Created,
+    Failure,
+    NewRun,
+    Renewal,
+    Request,
+    RunWrite,
+)
 from durable.newruns import DEFAULT_QUEUE
 from durable.options import WorkerOptions
 from durable.pruning import Pruning
+from durable.results import End
+from durable.starting import Starting
 from durable.states import TERMINAL, release
-from durable.steps import UNWIND, StillRunning
+from durable.steps import StillRunning
 from durable.store import Hint, Route, Store
 from durable.threads import ThreadPool
+from durable.warm import Warm
 from durable.workflow import Workflow
 
 T = TypeVar("T")
 
 _log = logging.getLogger("durable.worker")
 
-_REASON = 400
-"""Characters of the reason for which a child is cancelled; it is stored in 512 bytes."""
-
 _CLAIM_MOST = 500
 """Runs a claim takes at most: its answer holds their inputs and histories."""
+
+_CLAIM_WHOLE = 50
+"""Slots that are filled by one claim. More are filled half by half."""
 
 _LAST_WORDS = 0.4
 """Seconds, each, that a stopping worker grants after the drain timeout: to steps that are being cancelled, and
@@ -55,7 +67,7 @@ _RETRY_PAUSE = 0.25
 """Seconds before a claim or a registration that the store did not answer is tried again."""
 
 
-class Worker:
+class Worker(Asking):
     """One worker of one engine, on the running event loop.
 
     Args:
@@ -66,7 +78,7 @@ class Worker:
         step_timeout: Default timeout of step attempts, in seconds.
         hooks: The observers.
         capture: Makes what is recorded of an exception, redacted.
-        on_ended: Called with each run id whose end this worker has committed.
+        on_ended: Called with each run id whose end this worker has committed, and with what the end is, if it knows.
         meter: Who measures; None: nobody.
         only: The route and id of the one run that it executes; None: all that it can.
     """
@@ -80,11 +92,11 @@ class Worker:
         step_timeout: float | None,
         hooks: Hooks,
         capture: Callable[[BaseException], Failure],
-        on_ended: Callable[[str], None],
+        on_ended: Callable[[str, End | None], None],
         meter: Meter | None = None,
         only: tuple[Route, str] | None = None,
     ) -> None:
-        self._store = store
+        super().__init__(store)
         self._workflows = workflows
         queues = options.queues or {DEFAULT_QUEUE, *(workflow.queue for workflow in workflows.values())}
         routes = () if only is not None else (Route(*known, queue) for known in workflows for queue in queues)
@@ -102,20 +114,17 @@ class Worker:
         self._pruning = Pruning(store, options.prune_after, hooks)
         self.clock = store.clock
         self.linger = options.linger
-        self.id = ""
         self._active: dict[str, Execution] = {}  # run id → what holds a slot
-        self._warm: dict[str, Execution] = {}  # run id → parked, still in memory
-        self._lingering: dict[str, asyncio.TimerHandle] = {}
-        self._evictions: set[asyncio.Task[None]] = set()  # of what was warm
-        self._batches: dict[str, set[str]] = {}  # claim batch → its runs that are still held under it
-        self._batch_of: dict[str, str] = {}
-        self._done_batches: list[str] = []
+        self._warm = Warm(options.linger)
+        self._batches = Batches()
+        self._starting = Starting(store, self, self._routes)
+        self._claiming = 0  # slots that a claim which is under way may fill
         self._unheard: set[str] = set()  # runs that were asked something while they parked
         self._signal = asyncio.Event()  # a reason to claim
         self._idle = asyncio.Event()  # the last claim found nothing, and nothing moves
-        self._more = False  # the last claim was full
+        self._more = True  # the last claim was full; before the first one nobody knows
         self._stopping = False
-        self._given_up = False  # stopping, and the store does not answer
+        self._signed_off = False
         self._idle_wanted = False
         self._reconcile_at = 0.0  # time.monotonic()
         self._claims: asyncio.Task[None] | None = None
@@ -150,19 +159,17 @@ class Worker:
         await self._until_empty(deadline)
         stopping = (execution.stop(_LAST_WORDS) for execution in list(self._active.values()))
         await asyncio.gather(self._pruning.stopped(_LAST_WORDS), *stopping)
-        for run_id, execution in list(self._warm.items()):
-            self._evict(run_id, execution, _LAST_WORDS)
-        if self._evictions:
-            await asyncio.wait(self._evictions, timeout=_LAST_WORDS)
+        await self._warm.evicted(_LAST_WORDS)
         await self._heartbeat.stop()
         self._pool.close()
         try:
             async with asyncio.timeout(_LAST_WORDS):
                 await self.committer.drained()
+                self._signed_off = True
                 if self.id:
                     await self._store.unregister(self.id)
         except (StoreUnavailable, TimeoutError) as error:
-            self._given_up = True
+            self._given_up = self._signed_off = True
             _log.warning("the worker could not sign off (%r): its lease will expire", error)
 
     async def _until_empty(self, deadline: float) -> None:
@@ -221,19 +228,18 @@ class Worker:
         _log.error("worker %s has lost its lease: %d runs are dropped here", self.id, len(self._active))
         self.hooks.emit("lease_lost", detail=f"{len(self._active)} runs")
         self.id = ""
-        for execution in [*self._active.values(), *self._warm.values()]:
+        for execution in list(self._active.values()):
             execution.lose()
-        self._warm.clear()  # at once: a claim under the new id must not resume what is being unwound
-        for timer in self._lingering.values():
-            timer.cancel()
-        self._lingering.clear()
+        self._warm.lose()  # at once: a claim under the new id must not resume what is being unwound
         self._batches.clear()
-        self._batch_of.clear()
-        self._done_batches.clear()
         self._unheard.clear()
         self._signal.set()
 
     # -- claiming ---------------------------------------------------------------------------------
+
+    def holds(self, run_id: str) -> bool:
+        """Whether the run is executed here."""
+        return run_id in self._active
 
     def poke(self) -> None:
         """There may be something to claim."""
@@ -260,8 +266,7 @@ class Worker:
                     await self._register()  # under a new id
                 await self._reap_if_due()
                 await self._reconcile_if_due()
-                free = self._options.concurrency - len(self._active)
-                await self._claim(max(0, min(free, _CLAIM_MOST)))  # with no slot free, to hear what is asked
+                await self._claim(self._wanted())
             except StoreUnavailable as error:
                 _log.warning("cannot claim: %s", error)
                 self._reconcile_at = 0.0
@@ -276,6 +281,18 @@ class Worker:
                 self._check_idle()
                 await self._wait(self._options.poll_interval)
 
+    def _wanted(self) -> int:
+        """How many runs to claim; 0, to hear what is asked, when no slot is free.
+
+        Half of the slots at a time: while the runs of one half are written, those of the other are claimed and
+        executed. All at once they would take turns with the database, each waiting for the other.
+        """
+        most = min(_CLAIM_MOST, max(_CLAIM_WHOLE, self._options.concurrency // 2))
+        return max(0, min(self._free_slots(), most))
+
+    def _free_slots(self) -> int:
+        return self._options.concurrency - len(self._active) - len(self._starting.under_way) - self._claiming
+
     async def _wait(self, timeout: float) -> None:
         try:
             async with asyncio.timeout(timeout):
@@ -287,8 +304,9 @@ class Worker:
         worker, batch = self.id, new_id(self.clock.now())
         if not worker:  # the lease was lost while this turn reaped: the next one registers
             return
-        done, self._done_batches = self._done_batches, []
-        warm = {run_id: execution.ref.claim for run_id, execution in self._warm.items()}
+        done = self._batches.take_done()
+        warm = self._warm.claims()
+        self._claiming = limit
         try:
             asked = time.monotonic()
             if self._only is not None and limit:
@@ -296,20 +314,22 @@ class Worker:
             else:
                 answer = await self._store.claim(worker, self._routes, limit, batch, warm, done)
         except StoreUnavailable:
-            self._done_batches += done
+            self._batches.put_back(done)
             raise
+        finally:
+            self._claiming = 0
         if self.meter is not None:
             self.meter.claimed(time.monotonic() - asked, len(answer.runs))
         if worker != self.id:
             return  # the lease was lost meanwhile; whoever released our runs has these too
         # Behind a suspect there can be more: the next claim passes over what this one would not take with it.
-        self._more = len(answer.runs) >= limit > 0 or any(claimed.run.suspect for claimed in answer.runs)
+        # Without a free slot nothing was looked for, and there can be more too: a slot that is free asks again.
+        self._more = len(answer.runs) >= limit or any(claimed.run.suspect for claimed in answer.runs)
         if answer.next_ready_at is not None:
             self._wake_at(answer.next_ready_at)
         if answer.runs:
-            self._batches[batch] = {claimed.run.id for claimed in answer.runs}
+            self._batches.add(batch, [claimed.run.id for claimed in answer.runs])
         for claimed in answer.runs:
-            self._batch_of[claimed.run.id] = batch
             if claimed.records is None and claimed.run.id not in self._warm:
                 # Its linger ended while the claim was under way. Nobody else writes to a run that is ours.
                 history = await self._store.history(claimed.run.id)
@@ -318,8 +338,6 @@ class Worker:
                 self._execute(replace(claimed, records=history))
             else:
                 self._execute(claimed)
-            if self._stopping:  # the claim was under way when the drain began: none of its runs may start a step
-                self._active[claimed.run.id].drain()
         self._hear(dict(answer.requests))
         await self._read(answer.signalled)
 
@@ -350,9 +368,8 @@ class Worker:
 
     def _execute(self, claimed: ClaimedRun) -> None:
         run_id = claimed.run.id
-        execution = self._warm.pop(run_id, None)
+        execution = self._warm.take(run_id)
         if execution is not None:
-            self._lingering.pop(run_id).cancel()
             if claimed.records is None:
                 self._active[run_id] = execution
                 execution.resume(claimed)
@@ -365,6 +382,8 @@ class Worker:
         execution.start(body, workflow.encode_result, workflow.retry, workflow.timeout)
         if self.hooks.active and claimed.run.claim == 1:
             self.hooks.emit("run_started", run_id=run_id, workflow=workflow.name)
+        if self._stopping:  # its claim was under way when the drain began: none of its steps may start
+            execution.drain()
 
     async def _reap_if_due(self) -> None:
         if self._next_expiry is not None and self._next_expiry <= self.clock.now():
@@ -376,7 +395,7 @@ class Worker:
                 self.hooks.emit("took_over", detail=f"{reaped.released} runs")
             for run_id, workflow in reaped.dead_letters:
                 _log.error("run %s of workflow %r is a dead letter: it lost one worker after another", run_id, workflow)
-                self._on_ended(run_id)
+                self._on_ended(run_id, None)
                 self.hooks.emit("run_dead_lettered", run_id=run_id, workflow=workflow)
 
     async def _reconcile_if_due(self) -> None:
@@ -384,7 +403,9 @@ class Worker:
         if time.monotonic() < self._reconcile_at or self._stopping or not self.id:
             return
         owned = await self._store.owned(self.id)
-        strays = {ref.id: ref for ref in owned if ref.id not in self._active}
+        # Those whose trigger was answered while this was asked are active by now.
+        known = self._active.keys() | self._starting.under_way
+        strays = {ref.id: ref for ref in owned if ref.id not in known}
         if strays:
             runs = await self._store.get_runs(list(strays))  # some have left by themselves since they were read
             writes = [RunWrite(strays[run.id], change=release(run.state)) for run in runs if run.owner == self.id]
@@ -416,38 +437,33 @@ class Worker:
         if not self._signal.is_set() and all(execution.resting for execution in self._active.values()):
             self._idle.set()
 
-    # -- what executions ask for ------------------------------------------------------------------
+    # -- triggers of this process -----------------------------------------------------------------
 
-    async def cancel(self, run_id: str, reason: str) -> None:
-        """Ask for the cancellation of a child; one that has ended, or is gone, is left alone."""
-        with suppress(RunNotFound):
-            await self._until_answered(lambda: self._store.request(run_id, Request(Verb.CANCEL, reason[:_REASON])))
-            self._store.announce(Hint.WORK | Hint.REQUEST)
-            self.poke()
+    async def create(self, runs: Sequence[NewRun], told: Callable[[Sequence[Created]], None]) -> list[Created]:
+        """Create runs; those for which a slot is free, and nobody waits, begin at once: see ``starting``."""
+        asked = time.monotonic()
+        created = await self._starting.create(runs, told)
+        if self.meter is not None and (claimed := sum(answer.claimed is not None for answer in created)):
+            self.meter.claimed(time.monotonic() - asked, claimed)
+        return created
 
-    async def child_end(self, run_id: str) -> str | None:
-        """How a child has ended, as its signal would say it; None when it has not."""
-        for run in await self._until_answered(lambda: self._store.ended([run_id])):
-            return failures.end_to_json(run.state, run.result, run.error)
-        return None
+    def room(self) -> int:
+        """Slots for runs that are being triggered: none while others may be ready, whose turn it is."""
+        idle = not self._more and not self._stopping and time.monotonic() < self.deadline
+        return self._free_slots() if idle else 0
 
-    async def take_effect(self, ref: RunRef, key: str, step: str) -> Effect:
-        """Who makes an effect that runs share."""
-        effect = await self._until_answered(lambda: self._store.take_effect(self.id, ref, key, step))
-        if effect is None:  # the lease is lost: the execution is about to hear of it, and to be unwound
-            await asyncio.get_running_loop().create_future()
-        assert effect is not None
-        return effect
+    def begin(self, batch: str, runs: Sequence[ClaimedRun]) -> None:
+        """These runs were created claimed."""
+        if self._signed_off:
+            return  # what it was still given was released with the rest
+        self._batches.add(batch, [claimed.run.id for claimed in runs])
+        for claimed in runs:
+            self._execute(claimed)
 
-    async def transact(
-        self, work: Callable[[Any], Any], on_loop: bool, write: Callable[[Any], Awaitable[RunWrite]]
-    ) -> Outcome:
-        """``Store.transact`` under this worker's lease."""
-        return await self._store.transact(self.id, work, on_loop, write)
-
-    async def _until_answered(self, send: Callable[[], Awaitable[T]]) -> T:
-        worker = self.id
-        return await resending(send, lambda: worker != self.id or self._given_up)
+    def reconcile(self) -> None:
+        """Compare what is held with the store, now."""
+        self._reconcile_at = 0.0
+        self.poke()
 
     # -- what executions tell ---------------------------------------------------------------------
 
@@ -458,11 +474,11 @@ class Worker:
         self._free(run_id, execution)
         if execution.parked:
             if self.linger and here:
-                self._keep_warm(run_id, execution)
+                self._warm.keep(run_id, execution)
             else:
-                self._evict(run_id, execution)
+                self._warm.evict(run_id, execution)
         elif change.state in TERMINAL:
-            self._on_ended(run_id)
+            self._on_ended(run_id, End(change.state, change.result, change.error))
         if change.ready_at is not None:
             self._wake_at(change.ready_at)
         if execution.pausing or run_id in self._unheard:  # it left with its request open: it is ready at once
@@ -484,34 +500,13 @@ class Worker:
     def gone(self, execution: Execution) -> None:
         """Nothing of the execution is left in this process."""
         run_id = execution.run.id
-        if self._warm.get(run_id) is execution:
-            del self._warm[run_id]
-            self._lingering.pop(run_id).cancel()
+        self._warm.forget(run_id, execution)
         self._free(run_id, execution)
-
-    def _keep_warm(self, run_id: str, execution: Execution) -> None:
-        self._warm[run_id] = execution
-        loop = asyncio.get_running_loop()
-        self._lingering[run_id] = loop.call_later(self.linger, self._evict, run_id, execution)
-
-    def _evict(self, run_id: str, execution: Execution, within: float = UNWIND) -> None:
-        """From now on a claim of the run starts a new execution: this one is unwound, and could not go on."""
-        if self._warm.get(run_id) is execution:
-            del self._warm[run_id]
-            self._lingering.pop(run_id).cancel()
-        task = asyncio.get_running_loop().create_task(execution.evict(within))
-        self._evictions.add(task)
-        task.add_done_callback(self._evictions.discard)
 
     def _free(self, run_id: str, execution: Execution) -> None:
         if self._active.get(run_id) is not execution:
             return
         del self._active[run_id]
-        batch = self._batch_of.pop(run_id, None)
-        if batch is not None and (runs := self._batches.get(batch)) is not None:
-            runs.discard(run_id)
-            if not runs:
-                del self._batches[batch]
-                self._done_batches.append(batch)
+        self._batches.left(run_id)
         if self._more or self._stopping or self._idle_wanted or not self._active or execution.run.suspect:
             self._signal.set()

@@ -1,138 +1,177 @@
-"""The long forms: ``python -m tests.chaos [gate …]``, ``make chaos``. Writes the table into docs/reliability.md.
+"""The long forms: ``python -m tests.chaos [--missing] [gate …]``, ``make chaos``. Each gate writes its line.
 
-Without names it runs every gate, and ends with an error when one has found something.
+Without names it runs every gate, and ends with an error when one has found something. What was measured before stays in
+the table; ``--missing`` leaves out the gates that have found nothing at this commit, to go on where it was stopped.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import os
-import platform
-import re
-import subprocess
+import importlib.util
 import sys
+import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from durable.testing.postgres import own_postgres
-from tests.chaos import gates_database, gates_link, gates_load, gates_workers
+from tests.chaos import gates_database, gates_link, gates_load, gates_model, gates_soak, gates_values, gates_workers
 from tests.chaos.arena import Place
-from tests.chaos.report import HEADER, Row
+from tests.chaos.disk import may_mount
+from tests.chaos.report import FAILED, HEADER, PAGE, Row, green, write
 from tests.chaos.workers import Nursery
 
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "reliability.md"
 PATIENCE = 60.0
+"""Seconds without the end of any run after which a gate takes what is left for lost."""
 
-GATES: dict[str, Callable[[Place], Awaitable[Row]]] = {
-    "kills": lambda place: gates_workers.kills(
-        place, runs=10_000, kills=400, workers=4, at_once=40, patience=PATIENCE, within=2.0
+
+class Gate(NamedTuple):
+    """One gate in its full size.
+
+    Attributes:
+        title: Its name in the table.
+        long: Runs it.
+        control: Runs the control of what not every machine can do, so that the suite cannot have it; it must be red.
+    """
+
+    title: str
+    long: Callable[[Place], Awaitable[Row]]
+    control: Callable[[Place], Awaitable[Row]] | None = None
+
+
+GATES: dict[str, Gate] = {
+    "kills": Gate(
+        gates_workers.KILLS,
+        partial(gates_workers.kills, runs=10_000, kills=400, workers=4, at_once=40, patience=PATIENCE, within=2.0),
     ),
-    "stops": lambda place: gates_workers.stops(place, runs=3_000, stops=60, workers=4, at_once=40, patience=PATIENCE),
-    "zombies": lambda place: gates_workers.zombies(place, each=10, rounds=8),
-    "postgres": lambda place: gates_database.postgres_kills(
-        place, runs=10_000, kills=30, workers=4, at_once=40, patience=PATIENCE, within=5.0
+    "stops": Gate(
+        gates_workers.STOPS,
+        partial(gates_workers.stops, runs=3_000, stops=60, workers=4, at_once=40, patience=PATIENCE),
     ),
-    "terminations": lambda place: gates_database.terminations(
-        place, runs=10_000, waves=200, workers=4, at_once=40, patience=PATIENCE
+    "zombies": Gate(gates_workers.ZOMBIES, partial(gates_workers.zombies, each=10, rounds=8)),
+    "postgres": Gate(
+        gates_database.RESTARTS,
+        partial(
+            gates_database.postgres_kills,
+            runs=10_000,
+            kills=30,
+            workers=4,
+            at_once=40,
+            patience=PATIENCE,
+            within=5.0,
+        ),
     ),
-    "commits": lambda place: gates_link.lost_commits(
-        place, runs=10_000, share=0.05, workers=2, at_once=20, patience=PATIENCE
+    "terminations": Gate(
+        gates_database.TERMINATIONS,
+        partial(gates_database.terminations, runs=10_000, waves=200, workers=4, at_once=40, patience=PATIENCE),
     ),
-    "link": lambda place: gates_link.bad_link(
-        place, seconds=300, latency=0.2, lease=5.0, at_once=20, patience=2 * PATIENCE
+    "commits": Gate(
+        gates_link.COMMITS,
+        partial(
+            gates_link.lost_commits,
+            runs=10_000,
+            share=0.05,
+            workers=2,
+            at_once=20,
+            patience=PATIENCE,
+            least=20_000,
+        ),
     ),
-    "disk": lambda place: gates_database.full_disk(
-        place, runs=4_000, megabytes=320, workers=3, at_once=40, patience=PATIENCE, within=30.0
+    "link": Gate(
+        gates_link.LINK,
+        partial(gates_link.bad_link, seconds=300, latency=0.2, lease=5.0, at_once=20, patience=2 * PATIENCE),
     ),
-    "loops": lambda place: gates_load.blocked_loops(place, runs=60, workers=4, lease=2.0),
-    "timers": lambda place: gates_load.timers(place, number=50_000, ahead=90, workers=2),
-    "keys": lambda place: gates_load.equal_keys(place, keys=100, callers=200, engines=8),
-    "clocks": lambda place: gates_load.wrong_clocks(place, _library(), runs=200, skew=600),
+    "disk": Gate(
+        gates_database.DISK,
+        partial(
+            gates_database.full_disk, runs=4_000, megabytes=320, at_once=40, within=30.0, workers=3, patience=PATIENCE
+        ),
+        partial(
+            gates_database.full_disk,
+            runs=1_000,
+            megabytes=320,
+            at_once=40,
+            within=30.0,
+            workers=2,
+            patience=5,
+            without="believes",
+        ),
+    ),
+    "values": Gate(gates_values.VALUES, partial(gates_values.poison_values, workers=2, patience=PATIENCE)),
+    "names": Gate(gates_values.NAMES, gates_values.hostile_names),
+    "loops": Gate(gates_load.LOOPS, partial(gates_load.blocked_loops, runs=60, workers=4, lease=2.0)),
+    "timers": Gate(gates_load.TIMERS, partial(gates_load.timers, number=50_000, ahead=90, workers=2)),
+    "keys": Gate(gates_load.KEYS, partial(gates_load.equal_keys, keys=100, callers=200, engines=8)),
+    "clocks": Gate(
+        gates_load.CLOCKS,
+        partial(gates_load.wrong_clocks, runs=200, skew=600),
+        partial(gates_load.wrong_clocks, runs=12, skew=600, without="hosts_clock"),
+    ),
+    "model": Gate(gates_model.MODEL, partial(gates_model.differential, operations=200_000)),
+    "soak": Gate(
+        gates_soak.SOAK,
+        partial(gates_soak.soak, seconds=1200, workers=3, at_once=60, every=10.0, patience=PATIENCE),
+    ),
 }
-
-"""The gates at their full sizes."""
-
-CONTROLS: dict[str, Callable[[Place], Awaitable[Row]]] = {
-    "disk": lambda place: gates_database.full_disk(
-        place, runs=1_000, megabytes=320, workers=2, at_once=40, patience=5, within=30.0, without="believes"
-    ),
-    "clocks": lambda place: gates_load.wrong_clocks(place, _library(), runs=12, skew=600, without="hosts_clock"),
-}
-"""The controls of what not every machine can do, so that the suite cannot have them: they must be red."""
-
-
-def _library() -> Path:
-    found = gates_load.faketime()
-    assert found is not None, "asked before"
-    return found
+"""The gates at their full sizes, in the order of the table."""
 
 
 def impossible(name: str) -> str:
     """Why a gate cannot be run on this machine; empty when it can."""
-    if name == "disk" and not gates_database.may_mount():
-        return "disk full: not run, this machine lets us mount no small disk"
+    if name == "disk" and not may_mount():
+        return "this machine lets us mount no small disk"
     if name == "clocks" and gates_load.faketime() is None:
-        return "shifted clocks: not run, libfaketime is not installed (`LIBFAKETIME` may name it)"
+        return "libfaketime is not installed (`LIBFAKETIME` may name it)"
+    if name == "model" and importlib.util.find_spec(gates_model.PROGRAM) is None:
+        return f"there is no {gates_model.PROGRAM}"
     return ""
 
 
-async def run(names: list[str]) -> tuple[list[Row], list[str]]:
-    """The rows, and what could not be run."""
-    rows: list[Row] = []
-    reasons = [reason for name in names if (reason := impossible(name))]
+async def run(names: list[str], page: Path) -> bool:
+    """Run these gates, one after the other, and write each one's line; False when one has found something."""
+    clean, began = True, time.monotonic()
     with own_postgres() as server, Nursery() as nursery:
-        print(server.line, HEADER, sep="\n")
+        print(server.line, HEADER, sep="\n", flush=True)
         place = Place(server, nursery)
-        for name in names:
-            if not impossible(name):
-                rows.append(await GATES[name](place))
-            if name in CONTROLS and not impossible(name):
-                print("The control, without the guard that the gate is about; it has to find something:")
-                if not (await CONTROLS[name](place)).violations:
-                    rows[-1].violations.append("its control has found nothing: the gate proves nothing")
-    return rows, reasons
+        for number, name in enumerate(names, 1):
+            if reason := impossible(name):
+                print(f"    {GATES[name].title}: not run, {reason}")
+                continue
+            row = await measured(name, place)
+            await asyncio.to_thread(write, page, [row])
+            clean = clean and not row.violations
+            minutes = (time.monotonic() - began) / 60
+            print(f"    {number} of {len(names)} gates after {minutes:.1f} min", flush=True)
+    return clean
 
 
-def machine() -> str:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{os.cpu_count()} cores, {memory:.0f} GB of memory, Python {platform.python_version()}"
-
-
-def section(rows: list[Row], reasons: list[str]) -> str:
-    """The text between the marks of the page."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    measured = f"Measured on {datetime.now(UTC):%Y-%m-%d} at commit {commit or 'unknown'}: {machine()}."
-    lines = [measured, "", HEADER, *(row.line for row in rows)]
-    if reasons:
-        lines += ["", *(f"* {reason}" for reason in reasons)]
-    found = [f"* {row.gate}: {violation}" for row in rows for violation in row.violations[:20]]
-    return "\n".join([*lines, *(["", "Found:", "", *found] if found else [])])
-
-
-def write(page: Path, text: str) -> None:
-    """Put ``text`` between the marks of the page."""
-    before = page.read_text("utf-8")
-    after, number = re.subn(
-        r"(<!-- chaos -->\n).*?(\n<!-- end -->)", lambda marks: f"{marks[1]}{text}{marks[2]}", before, flags=re.DOTALL
-    )
-    assert number == 1, f"{page} has no place for the table"
-    page.write_text(after, "utf-8")
+async def measured(name: str, place: Place) -> Row:
+    """What a gate has found; and that its control found something, where only this program can run it."""
+    gate = GATES[name]
+    row = await gate.long(place)
+    assert row.gate == gate.title
+    if gate.control is not None:
+        print("    its control, without the guard that the gate is about; it has to find something:")
+        found = (await gate.control(place)).violations
+        if all(violation.startswith(f"{FAILED}:") for violation in found):
+            row.violations.append("control: it has found nothing, so the gate proves nothing")
+    return row
 
 
 def main() -> None:
-    names = sys.argv[1:] or list(GATES)
-    if unknown := set(names) - GATES.keys():
-        sys.exit(f"no such gate: {', '.join(sorted(unknown))}; there are {', '.join(GATES)}")
-    rows, reasons = asyncio.run(run(names))
-    text = section(rows, reasons)
-    print(text)
-    if names == list(GATES):  # a part of the table is no table
-        write(PAGE, text)
-    if any(row.violations for row in rows):
+    parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
+    parser.add_argument("gates", nargs="*", metavar="gate", help=f"of: {', '.join(GATES)}")
+    parser.add_argument("--missing", action="store_true", help="only those that have no green line of this commit")
+    asked = parser.parse_args()
+    if unknown := set(asked.gates) - GATES.keys():
+        parser.error(f"no such gate: {', '.join(sorted(unknown))}; there are {', '.join(GATES)}")
+    names = asked.gates or list(GATES)
+    if asked.missing:
+        done = green(PAGE, [GATES[name].title for name in names])
+        names = [name for name in names if GATES[name].title not in done]
+    if not asyncio.run(run(names, PAGE)):
         sys.exit(1)
 
 

@@ -18,7 +18,7 @@ from durable import Engine
 from durable.stores.postgres import PostgresStore
 from durable.testing._servers import url_with
 from durable.testing.postgres import OwnServer
-from tests.chaos import flows, stale
+from tests.chaos import flows, poison, stale
 from tests.chaos.program import Config
 from tests.chaos.sabotage import WITHOUT
 from tests.chaos.workers import PATIENCE, Nursery, Worker
@@ -106,7 +106,7 @@ class Arena:
         store = PostgresStore(self.url)
         if without:
             WITHOUT[without](store)
-        async with Engine(store, workflows=[*flows.ALL, *stale.ALL]).client() as engine:
+        async with Engine(store, workflows=[*flows.ALL, *stale.ALL, *poison.ALL]).client() as engine:
             yield engine
 
     async def until(self, find: Callable[[], T | None], what: str, within: float = PATIENCE) -> T:

@@ -90,6 +90,12 @@ async def parcel(ctx: Context, item: int) -> str:
 
 
 @workflow
+async def pulse(ctx: Context) -> str:
+    """What the schedule of a load runs at each of its ticks."""
+    return await ctx.step("reserve", work)
+
+
+@workflow
 async def stiff(ctx: Context, seconds: float) -> str:
     """Its second step blocks the event loop."""
     await ctx.step("reserve", work)
@@ -126,4 +132,4 @@ async def nap(ctx: Context, seconds: float) -> float:
     return (ctx.now() - before).total_seconds()
 
 
-ALL: tuple[Workflow[Any, Any], ...] = (order, parcel, stiff, dawdler, timer, nap)
+ALL: tuple[Workflow[Any, Any], ...] = (order, parcel, pulse, stiff, dawdler, timer, nap)

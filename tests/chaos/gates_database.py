@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import tempfile
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
-from durable.testing.postgres import OwnServer, own_postgres
+from durable.testing.postgres import OwnServer
 from tests.chaos.arena import Arena, Place, arena
+from tests.chaos.disk import server_on, small_disk
 from tests.chaos.gates_workers import complaints
 from tests.chaos.load import Load
 from tests.chaos.report import Row, gate
 from tests.chaos.verdict import judge
+
+RESTARTS, TERMINATIONS, DISK = "Postgres kill -9", "pg_terminate_backend", "disk full"
 
 LEASE = 2.0
 OPTIONS = {"lease": LEASE, "concurrency": 100, "poll_interval": 0.5}
@@ -39,7 +37,7 @@ async def postgres_kills(
         within: Seconds after it accepts connections until there is progress: an effect, and a trigger.
         lossy: The control: the server acknowledges commits before they are on the disk.
     """
-    with gate("Postgres kill -9", f"{kills} restarts under load, {workers} workers", "runs of 5 steps") as row:
+    with gate(RESTARTS, f"{kills} restarts under load, {workers} workers", "runs of 5 steps") as row:
         async with arena(place) as site:
             if lossy:
                 await _acknowledge_early(site)
@@ -91,7 +89,7 @@ async def terminations(
     place: Place, *, runs: int, waves: int, workers: int, at_once: int, patience: float, without: str = ""
 ) -> Row:
     """Every session of every worker and caller is ended by an operator, again and again."""
-    with gate("pg_terminate_backend", f"{waves} storms over all sessions", "runs of 5 steps") as row:
+    with gate(TERMINATIONS, f"{waves} storms over all sessions", "runs of 5 steps") as row:
         async with arena(place) as site, site.client() as client:
             await site.up(workers, options={**OPTIONS, "lease": 10.0}, without=without)
             load = Load(client, runs, at_once, patience)
@@ -120,36 +118,6 @@ async def terminations(
 # -- a full disk ----------------------------------------------------------------------------------
 
 
-def may_mount() -> bool:
-    """Whether this machine lets us have a small disk of our own."""
-    with tempfile.TemporaryDirectory() as folder:
-        if os.geteuid() != 0 or subprocess.run(_mounting(folder, 1), capture_output=True, check=False).returncode:
-            return False
-        subprocess.run(["umount", folder], check=True)
-        return True
-
-
-def _mounting(folder: str, megabytes: int) -> list[str]:
-    return ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=1777", "durable-chaos", folder]
-
-
-@contextmanager
-def small_disk(megabytes: int) -> Generator[tuple[Path, OwnServer]]:
-    """A Postgres on a disk of that size; needs `may_mount`."""
-    before = tempfile.tempdir
-    with tempfile.TemporaryDirectory(prefix="durable-disk-") as folder:
-        Path(folder).chmod(0o755)
-        subprocess.run(_mounting(folder, megabytes), check=True)
-        try:
-            tempfile.tempdir = folder
-            with own_postgres() as server:
-                tempfile.tempdir = before
-                yield Path(folder), server
-        finally:
-            tempfile.tempdir = before
-            subprocess.run(["umount", "-l", folder], check=True)
-
-
 async def full_disk(
     place: Place,
     *,
@@ -166,15 +134,14 @@ async def full_disk(
     When the server itself has ended for want of room for its log, an operator starts it again.
     """
     fault = f"a disk of {megabytes} MB filled and freed, {workers} workers"
-    with gate("disk full", fault, "runs of 5 steps") as row, small_disk(megabytes) as (disk, server):
+    with gate(DISK, fault, "runs of 5 steps") as row, small_disk(megabytes) as disk, server_on(disk) as server:
         async with arena(Place(server, place.nursery)) as site, site.client() as client:
             await site.up(workers, options=OPTIONS, without=without)
             load = Load(client, runs, at_once, patience)
             load.start()
             await load.reached(ended=runs // 4)
             ballast = disk / "ballast"
-            await asyncio.to_thread(_fill, ballast)
-            stood = await _stands_still(site)
+            stood = await _stands_still(load, ballast)
             ballast.unlink()
             freed = time.monotonic()
             await asyncio.to_thread(server.start)
@@ -194,24 +161,27 @@ async def full_disk(
     return row
 
 
+async def _stands_still(load: Load, ballast: Path) -> bool:
+    """Whether no order ends for three seconds, within thirty, while all that becomes free is filled again.
+
+    The schedule may go on for longer: a tick finds room in pages that are there.
+    """
+    ended, since, began = -1, time.monotonic(), time.monotonic()
+    while time.monotonic() - began < 30:
+        await asyncio.to_thread(_fill, ballast)
+        await asyncio.sleep(0.1)
+        if len(load.ended) != ended:
+            ended, since = len(load.ended), time.monotonic()
+        elif time.monotonic() - since > 3:
+            return True
+    return False
+
+
 def _fill(ballast: Path) -> None:
-    with ballast.open("wb", buffering=0) as file:
+    with ballast.open("ab", buffering=0) as file:
         for size in (1 << 20, 1 << 12, 1):
             try:
                 while True:
                     file.write(b"x" * size)
             except OSError:
                 continue
-
-
-async def _stands_still(site: Arena) -> bool:
-    """Whether nothing has happened for two seconds, within twenty."""
-    size, since, began = -1, time.monotonic(), time.monotonic()
-    while time.monotonic() - began < 20:
-        await asyncio.sleep(0.1)
-        now = site.ledger.stat().st_size
-        if now != size:
-            size, since = now, time.monotonic()
-        elif time.monotonic() - since > 2:
-            return True
-    return False

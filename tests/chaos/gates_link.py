@@ -16,6 +16,8 @@ from tests.chaos.report import Row, gate
 from tests.chaos.verdict import judge
 from tests.chaos.workers import PATIENCE
 
+COMMITS, LINK = "lost COMMIT answers", "bad link"
+
 _HANGING_UP = 45.0
 """Seconds after which a worker has hung up a connection that does not answer: 40, and a little."""
 
@@ -25,14 +27,23 @@ too. Less than the margin that the deadline keeps to the end of a lease of more 
 
 
 async def lost_commits(
-    place: Place, *, runs: int, share: float, workers: int, at_once: int, patience: float, without: str = ""
+    place: Place,
+    *,
+    runs: int,
+    share: float,
+    workers: int,
+    at_once: int,
+    patience: float,
+    least: int = 1,
+    without: str = "",
 ) -> Row:
     """The answer to a COMMIT is lost with its connection: it was applied, and nobody knows.
 
     Args:
+        least: So many commits there must be.
         without: A guard that the callers lack, or the workers.
     """
-    with gate("lost COMMIT answers", f"{share:.0%} of all, workers' and callers'", "commits") as row:
+    with gate(COMMITS, f"{share:.0%} of all, workers' and callers'", "commits", seeds="0") as row:
         async with arena(place) as site, Link(site.direct) as link:
             site.url = link.url
             async with site.client(without=without if without == "doubles" else "") as client:
@@ -45,22 +56,33 @@ async def lost_commits(
                 link.swallow = 0.0
                 verdict = await judge(site, load)
             row.n, row.violations = link.passed + link.swallowed, verdict.violations
-            if not link.swallowed:
-                row.violations.append("no answer was lost")
+            if not link.swallowed or row.n < least:
+                row.violations.append(f"{link.swallowed} of {row.n} answers were lost: too few to prove anything")
             row.violations += complaints(site)
             row.remarks = f"{link.swallowed:,} lost, {verdict.runs:,} runs, {verdict.repeated} effects repeated"
     return row
 
 
 async def bad_link(
-    place: Place, *, seconds: float, latency: float, lease: float, at_once: int, patience: float, without: str = ""
+    place: Place,
+    *,
+    seconds: float,
+    latency: float,
+    lease: float,
+    at_once: int,
+    patience: float,
+    hanging_up: float = _HANGING_UP,
+    without: str = "",
 ) -> Row:
     """One of two workers has a slow link that falls silent, is cut, and is left half-open.
 
     Silences shorter than the lease must not lose it; during longer ones no step begins past the worker's own deadline.
+
+    Args:
+        hanging_up: Seconds that connections are left half-open, once in each round; 0 for never.
     """
     fault = f"{latency * 1000:.0f} ms latency, silence within and beyond the lease of {lease:g} s, resets, half-open"
-    with gate("bad link", fault, "steps") as row:
+    with gate(LINK, fault, "steps") as row:
         options = {"lease": lease, "concurrency": 4 * at_once, "poll_interval": 0.2}
         async with arena(place) as site, site.client() as client, Link(site.direct) as link:
             [far] = await site.up(1, url=link.url, options=options, pace=SLOW, without=without)
@@ -69,21 +91,27 @@ async def bad_link(
             load.start()
             await load.reached(ended=at_once)
             await site.up(1, options={**options, "concurrency": 2 * at_once}, pace=SLOW)  # the far one has to do most
-            needless, slow = 0, list[RunHandle[None]]()
-            end = time.monotonic() + seconds
+            needless, half_open, slow = 0, 0, list[RunHandle[None]]()
+            end, rounds = time.monotonic() + seconds, 0
             while time.monotonic() < end:
+                rounds += 1
                 slow += await client.trigger_many(flows.dawdler, [1.5 * lease] * 3 * at_once)
                 before = await _takeovers(site)
                 await _silent(link, lease * 0.3)
                 await asyncio.sleep(lease / 2)
                 needless += await _takeovers(site) - before
                 link.reset()
+                slow += await client.trigger_many(
+                    flows.dawdler, [2.5 * lease] * 3 * at_once
+                )  # they begin in the silence
                 await asyncio.sleep(lease / 2)
                 await _silent(link, lease * 2.5)
                 await asyncio.sleep(lease / 2)
-                if end - time.monotonic() > _HANGING_UP:
-                    link.leave_half_open()
-                    await asyncio.sleep(_HANGING_UP)
+                if hanging_up:
+                    slow += await client.trigger_many(flows.dawdler, [2.5 * lease] * 3 * at_once)
+                    await asyncio.sleep(lease / 2)
+                    half_open += link.leave_half_open()
+                    await asyncio.sleep(hanging_up)
             load.finish()
             await load.through()
             async with asyncio.timeout(PATIENCE + 10 * lease):
@@ -97,9 +125,12 @@ async def bad_link(
                 row.violations.append(f"takeover: {needless} runs after a silence shorter than the lease")
             if not effects:
                 row.violations.append("the worker behind the link did nothing")
+            if hanging_up and not half_open:
+                row.violations.append("no connection was left half-open")
             row.violations += complaints(site, "has lost its lease")
             row.remarks = (
-                f"{verdict.runs:,} runs, {len(effects):,} steps behind it, {verdict.repeated} effects repeated"
+                f"{rounds} rounds, {half_open} connections half-open, {verdict.runs:,} runs, "
+                f"{len(effects):,} steps behind it, {verdict.repeated} effects repeated"
             )
     return row
 

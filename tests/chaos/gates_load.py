@@ -12,12 +12,15 @@ from typing import TypeVar
 from durable import Engine, RunFailed, RunHandle
 from tests.chaos import flows
 from tests.chaos.arena import Place, arena
-from tests.chaos.gates_workers import complaints
+from tests.chaos.gates_workers import SLOW, complaints
 from tests.chaos.ledger import read
 from tests.chaos.report import Row, gate
 from tests.chaos.workers import PATIENCE, Nursery
 
 T = TypeVar("T")
+
+LOOPS, TIMERS = "blocked event loop", "timers due at once (P26)"
+KEYS, CLOCKS = "trigger storm (P36)", "shifted clocks (P09)"
 
 _LIBRARIES = (
     Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"),
@@ -30,7 +33,7 @@ _LIBRARIES = (
 async def blocked_loops(place: Place, *, runs: int, workers: int, lease: float, without: str = "") -> Row:
     """Steps that block their worker's event loop for longer than the lease, one after the other."""
     blocked = 1.5 * lease
-    with gate("blocked event loop", f"steps that block it for {blocked:g} s, lease {lease:g} s", "steps") as row:
+    with gate(LOOPS, f"steps that block it for {blocked:g} s, lease {lease:g} s", "steps") as row:
         async with arena(place) as site, site.client() as client:
             options = {"lease": lease, "concurrency": 2, "poll_interval": 0.2}
             herd = await site.up(workers, options=options, without=without)
@@ -56,7 +59,7 @@ async def timers(place: Place, *, number: int, ahead: float, workers: int, witho
     Args:
         ahead: Seconds from now to that instant.
     """
-    with gate("timers due at once (P26)", f"{workers} workers", "timers") as row:
+    with gate(TIMERS, f"{workers} workers", "timers") as row:
         async with arena(place) as site, site.client() as client:
             await site.up(workers, options={"concurrency": 500, "linger": 0.0}, without=without)
             [[now]] = await site.ask("SELECT now()")
@@ -81,9 +84,7 @@ async def timers(place: Place, *, number: int, ahead: float, workers: int, witho
 
 async def equal_keys(place: Place, *, keys: int, callers: int, engines: int, without: str = "") -> Row:
     """Many callers at once in several engines trigger the same keys: one run for each, and everybody gets its id."""
-    with gate(
-        "trigger storm (P36)", f"{callers} callers for each of {keys} keys, {engines} engines", "triggers"
-    ) as row:
+    with gate(KEYS, f"{callers} callers for each of {keys} keys, {engines} engines", "triggers") as row:
         async with arena(place) as site:
             clients = [site.client(without=without) for _ in range(engines)]
             opened = [await client.__aenter__() for client in clients]
@@ -115,16 +116,17 @@ def faketime() -> Path | None:
     return next((path for path in (*([Path(given)] if given else []), *_LIBRARIES) if path.exists()), None)
 
 
-async def wrong_clocks(place: Place, library: Path, *, runs: int, skew: float, without: str = "") -> Row:
-    """Two workers whose clocks are wrong, one ahead and one behind: times are the database's."""
-    with gate("shifted clocks (P09)", f"libfaketime, {skew:g} s ahead and behind", "sleeps") as row:
+async def wrong_clocks(place: Place, *, runs: int, skew: float, without: str = "") -> Row:
+    """Two workers whose clocks are wrong, one ahead and one behind: times are the database's. Needs `faketime`."""
+    library = faketime()
+    with gate(CLOCKS, f"libfaketime, {skew:g} s ahead and behind", "sleeps") as row:
         settings = {"LD_PRELOAD": str(library), "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
         nurseries = [Nursery({**settings, "FAKETIME": f"{sign}{skew:g}s"}) for sign in "+-"]
         try:
             async with arena(place) as site, site.client() as client:
-                options = {"lease": 2.0, "poll_interval": 0.2, "concurrency": max(1, runs // 3), "linger": 0.0}
+                options = {"lease": 2.0, "poll_interval": 0.2, "concurrency": 5, "linger": 0.0}  # few: both get some
                 for nursery in nurseries:
-                    worker = await site.worker(nursery, options=options, without=without)
+                    worker = await site.worker(nursery, options=options, pace=SLOW, without=without)
                     await site.until(lambda worker=worker: worker.take("up"), "worker that is up")  # type: ignore[misc]
                 handles = [await client.trigger(flows.nap, 1.0) for _ in range(runs)]
                 slept: list[float] = []

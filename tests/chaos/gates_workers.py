@@ -17,6 +17,8 @@ from tests.chaos.stale import BEFORE
 from tests.chaos.verdict import judge
 from tests.chaos.workers import PATIENCE, Worker
 
+KILLS, STOPS, ZOMBIES = "worker SIGKILL", "worker SIGSTOP", "zombies (P04)"
+
 LEASE = 1.0
 SLOW = 0.1  # seconds that a step takes at most where a worker is to be struck in the middle of many
 
@@ -38,7 +40,8 @@ async def kills(
         patience: Seconds without any end after which the load is over.
         within: Seconds beyond the lease that the 99th percentile of the takeovers may take.
     """
-    with gate("worker SIGKILL", f"{kills} kills, {workers} workers, lease {LEASE:g} s", "runs of 5 steps") as row:
+    fault = f"{kills} kills, {workers} workers, lease {LEASE:g} s"
+    with gate(KILLS, fault, "runs of 5 steps", seeds=f"{kills}") as row:
         options = {"lease": LEASE, "concurrency": 2 * at_once, "poll_interval": 0.5}
         random, deaths = Random(kills), dict[int, float]()
         async with arena(place) as site, site.client() as client:
@@ -86,7 +89,8 @@ async def stops(
     place: Place, *, runs: int, stops: int, workers: int, at_once: int, patience: float, without: str = ""
 ) -> Row:
     """SIGSTOP under load, past the lease, then SIGCONT: the zombie goes on where it stood."""
-    with gate("worker SIGSTOP", f"{stops} stops past the lease, {workers} workers", "runs of 5 steps") as row:
+    fault = f"{stops} stops past the lease, {workers} workers"
+    with gate(STOPS, fault, "runs of 5 steps", seeds=f"{stops}") as row:
         options = {"lease": LEASE, "concurrency": 2 * at_once, "poll_interval": 0.5}
         random = Random(stops)
         async with arena(place) as site, site.client() as client:
@@ -123,7 +127,7 @@ async def taken_over(site: Arena, worker: Worker) -> None:
 async def zombies(place: Place, *, each: int, rounds: int, without: str = "") -> Row:
     """A worker is stopped before writes of every kind, its runs are taken over, it is continued: what does it write?"""
     name = f"{len(BEFORE)} kinds of writes, {rounds} workers stopped past the lease"
-    with gate("zombies (P04)", name, "stale writes") as row:
+    with gate(ZOMBIES, name, "stale writes") as row:
         outcomes: Counter[str] = Counter()
         for _ in range(rounds):
             async with arena(place) as site:

@@ -1,19 +1,26 @@
-"""Callers: each triggers an order, does what the order needs from outside, and waits for its end."""
+"""Callers: each triggers an order, does what the order needs from outside, and waits for its end. And a schedule."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
-from durable import Engine, RunFailed, RunHandle, StoreUnavailable
+from durable import Engine, RunFailed, RunHandle, State, StoreUnavailable
 from tests.chaos import flows
 
 T = TypeVar("T")
 
+PULSE = "pulse"
+"""The schedule that stands beside the orders."""
+
+EVERY = 1.0
+"""Seconds between its ticks."""
+
 
 class Load:
-    """Orders, a number of them at a time.
+    """Orders, a number of them at a time, while a schedule ticks.
 
     Args:
         client: Through which they are triggered.
@@ -56,12 +63,20 @@ class Load:
             waiting.cancel()
         return True
 
+    @property
+    def over(self) -> bool:
+        """Nobody calls any more."""
+        return self._callers is not None and self._callers.done()
+
     def finish(self) -> None:
         """No further orders."""
         self._numbers = iter(())
 
     async def through(self) -> None:
-        """Every order has ended, or nothing has for so long that the verdict may say which have not."""
+        """Every order has ended, or nothing has for so long that the verdict may say which have not.
+
+        Then no tick is fired any more, and the runs of all ticks have ended.
+        """
         assert self._callers is not None
         heard = -1
         while not self._callers.done() and heard < len(self.ended):
@@ -74,8 +89,27 @@ class Load:
             return
         except ExceptionGroup as errors:
             self.errors += [repr(error) for error in errors.exceptions]
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._calm()
+        except TimeoutError:
+            self.errors.append("I6: after the faults the schedule does not tick, or its runs do not end")
+
+    async def _calm(self) -> None:
+        """The schedule has ticked once more, ticks no more, and its runs have ended."""
+        fired = (await again(lambda: self._client.get_schedule(PULSE))).fired
+        while (await again(lambda: self._client.get_schedule(PULSE))).fired == fired:  # noqa: ASYNC110
+            await asyncio.sleep(EVERY / 4)  # a tick calls nobody
+        await again(lambda: self._client.pause_schedule(PULSE, "the load is through"))
+        for state in (State.PENDING, State.RUNNING):
+            ask = partial(self._client.list_runs, workflow=PULSE, state=state)
+            while (await again(ask)).items:  # noqa: ASYNC110
+                await asyncio.sleep(EVERY / 4)
 
     async def _call(self) -> None:
+        await again(
+            lambda: self._client.schedule(flows.pulse, name=PULSE, every=EVERY, overlap="allow", catch_up="all")
+        )
         async with asyncio.TaskGroup() as callers:
             for _ in range(self._at_once):
                 callers.create_task(self._one_after_the_other())

@@ -25,7 +25,7 @@ from durable.heartbeat import margin
 from durable.model import Outcome, Renewal, RunWrite
 from durable.store import Store
 from durable.stores.postgres import PostgresStore
-from tests.chaos import flows, stale
+from tests.chaos import flows, poison, stale
 from tests.chaos.ledger import ledger
 from tests.chaos.sabotage import WITHOUT
 from tests.processes.program import Watched
@@ -64,9 +64,9 @@ class Deadlines:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    async def register(self, worker: str, lease: float) -> None:
+    async def register(self, worker: str, lease: float, *where: Any) -> None:
         sent = time.monotonic()
-        await self._store.register(worker, lease)
+        await self._store.register(worker, lease, *where)
         ledger.worker(worker)
         ledger.deadline = sent + lease - margin(lease)
 
@@ -116,13 +116,14 @@ def work(config: Config) -> None:
     seam = cast("Store", Deadlines(store))
     if config.watch:
         seam = cast("Store", WatchedAll(seam))
-    ToldEngine(seam, workflows=[*flows.ALL, *stale.ALL], worker=WorkerOptions(**config.options)).run()
+    ToldEngine(seam, workflows=[*flows.ALL, *stale.ALL, *poison.ALL], worker=WorkerOptions(**config.options)).run()
     tell("stopped")
 
 
 def nursery(door: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, _collect)
     gc.freeze()
+    door.sendall(b"ready\n")
     while True:
         message, descriptors, _, _ = socket.recv_fds(door, 1 << 16, 3)
         if not message:

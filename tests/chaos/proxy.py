@@ -61,9 +61,10 @@ class Link:
         """The link is well again."""
         self._audible.set()
 
-    def leave_half_open(self) -> None:
-        """Whatever is connected now never hears anything again, nor is it told; new connections are well."""
+    def leave_half_open(self) -> int:
+        """Whatever is connected now never hears anything again, nor is it told; new ones are well. Returns how many."""
         self._dead |= set(self._ends)
+        return len(self._ends)
 
     def reset(self) -> int:
         """Cut every connection, with a reset to the client where the system sends one; returns how many."""

@@ -6,17 +6,21 @@ Nothing in the package can switch a guard off; here statements and methods of on
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
+
+import psycopg
 
 import durable.worker
 from durable.clock import ServerClock
 from durable.errors import StoreUnavailable
 from durable.ids import new_id
-from durable.model import Claimed, Created, Kind, NewRun, Outcome, Record, Renewal, RunWrite
+from durable.model import Claimed, Created, Kind, NewRun, Outcome, Record, Renewal, RunWrite, Start
 from durable.stores.postgres import PostgresStore
 
 
@@ -28,8 +32,8 @@ def _rewrite(store: PostgresStore, statement: str, old: str, new: str) -> None:
 
 def no_fence(store: PostgresStore) -> None:
     """What a worker writes is written, whoever holds the run by then."""
-    fence = "SELECT 1 FROM durable.workers WHERE id = $1::uuid AND lane = 'flush' FOR KEY SHARE"
-    _rewrite(store, "commit_writes", fence, "SELECT 1")
+    fence = "SELECT 1 FROM durable.workers WHERE id = $1::uuid AND lane = $27::text FOR KEY SHARE"
+    _rewrite(store, "commit_writes", fence, "SELECT 1 WHERE $27::text IS NOT NULL")
     for claim in ("c", "r"):
         for row in ("r", "x"):
             owned = f"({row}.owner = $1::uuid AND {row}.claim = {claim}.claim) IS TRUE"
@@ -70,9 +74,9 @@ def doubles(store: PostgresStore) -> None:
     """A trigger that is sent again is another trigger."""
     create = store.create_runs
 
-    async def again(runs: Sequence[NewRun]) -> list[Created]:
+    async def again(runs: Sequence[NewRun], start: Start | None = None) -> list[Created]:
         now = store.clock.now()
-        return await create([replace(run, id=new_id(now), request=None) for run in runs])
+        return await create([replace(run, id=new_id(now), request=None) for run in runs], start)
 
     store.create_runs = again  # type: ignore[method-assign]
 
@@ -81,8 +85,8 @@ def no_keys(store: PostgresStore) -> None:
     """Keys do not count."""
     create = store.create_runs
 
-    async def keyless(runs: Sequence[NewRun]) -> list[Created]:
-        return await create([replace(run, key=None) for run in runs])
+    async def keyless(runs: Sequence[NewRun], start: Start | None = None) -> list[Created]:
+        return await create([replace(run, key=None) for run in runs], start)
 
     store.create_runs = keyless  # type: ignore[method-assign]
 
@@ -142,10 +146,53 @@ def mute(store: PostgresStore) -> None:
     store.commit = for_ever  # type: ignore[method-assign]
 
 
+def pastes(store: PostgresStore) -> None:
+    """Somebody looks for a run by a statement with the key's text in it."""
+    create = store.create_runs
+
+    async def careless(runs: Sequence[NewRun]) -> list[Created]:
+        for run in runs:
+            if run.key is not None:
+                with psycopg.connect(store._given_url, autocommit=True) as connection, suppress(psycopg.Error):
+                    connection.execute(f"SELECT id FROM durable.runs WHERE key = '{run.key}'".encode())
+        return await create(runs)
+
+    store.create_runs = careless  # type: ignore[method-assign]
+
+
+def simplifies(store: PostgresStore) -> None:
+    """Texts lose what some databases cannot keep, and numbers what some cannot hold."""
+    commit = store.commit
+
+    def simple(data: str | None) -> str | None:
+        return None if data is None else data.replace("\\u0000", "").replace("9007199254740993", "9007199254740992")
+
+    async def lossy(worker: str, writes: Sequence[RunWrite]) -> list[Outcome]:
+        for write in writes:
+            write.records[:] = [record._replace(data=simple(record.data)) for record in write.records]
+        return await commit(worker, writes)
+
+    store.commit = lossy  # type: ignore[method-assign]
+
+
+def leaks(store: PostgresStore) -> None:
+    """A worker that keeps something of every commit: memory, and a descriptor."""
+    commit = store.commit
+    kept: list[object] = []
+
+    async def greedy(worker: str, writes: Sequence[RunWrite]) -> list[Outcome]:
+        kept.append(b"x" * 100_000)
+        if len(kept) % 10 == 0 and len(kept) < 5_000:  # more than 500 are refused on some systems
+            kept.append(open(os.devnull, "rb"))  # noqa: ASYNC230, PTH123, SIM115 - left open, that is the point
+        return await commit(worker, writes)
+
+    store.commit = greedy  # type: ignore[method-assign]
+
+
 WITHOUT: dict[str, Callable[[PostgresStore], None]] = {
     what.__name__: what
     for what in (
         *(no_fence, forgets, believes, doubles, no_keys, early, hosts_clock, renews_on_the_loop, no_deadline),
-        mute,
+        *(mute, leaks, pastes, simplifies),
     )
 }

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-from durable.testing.postgres import OwnServer
-from tests.chaos import gates_database, gates_link, gates_load, gates_workers
-from tests.chaos.__main__ import PAGE, section, write
+from tests.chaos import gates_database, gates_link, gates_load, gates_soak, gates_values, gates_workers
 from tests.chaos.arena import Place
 from tests.chaos.report import Row
-from tests.chaos.workers import Nursery
 
 pytestmark = pytest.mark.xdist_group("chaos")  # one nursery, one server
 
 BUSY = 20.0
 """Seconds of patience on a machine that does other things too."""
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as found:
-        yield found
-
-
-@pytest.fixture
-def place(durable_postgres: OwnServer, nursery: Nursery) -> Place:
-    return Place(durable_postgres, nursery)
 
 
 def red(row: Row, *invariants: str) -> None:
@@ -56,7 +39,7 @@ async def test_P04_workers_are_stopped_past_their_lease_under_load(place: Place)
 
 
 async def test_the_stops_find_a_fence_that_is_off(place: Place) -> None:
-    row = await gates_workers.stops(place, runs=60, stops=1, workers=2, at_once=20, patience=2, without="no_fence")
+    row = await gates_workers.stops(place, runs=90, stops=3, workers=2, at_once=20, patience=2, without="no_fence")
     red(row, "I4")
 
 
@@ -114,7 +97,7 @@ async def test_P05_a_bad_link_loses_no_lease_too_early_and_begins_no_step_too_la
 
 async def test_the_bad_link_finds_a_worker_without_a_deadline(place: Place) -> None:
     row = await gates_link.bad_link(
-        place, seconds=1, latency=0.05, lease=0.8, at_once=6, patience=4, without="no_deadline"
+        place, seconds=1, latency=0.05, lease=2.5, at_once=6, patience=4, hanging_up=0, without="no_deadline"
     )
     red(row, "deadline")
 
@@ -149,14 +132,33 @@ async def test_the_trigger_storm_finds_keys_that_do_not_count(place: Place) -> N
     red(row, "I1")
 
 
-def test_the_table_goes_into_the_page(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(PAGE.read_text("utf-8"), "utf-8")
-    row = Row("a gate", "a fault", "runs", n=3000, seconds=4.2)
-    write(page, section([row, Row("another", "it", "runs", n=10, violations=["I1: it"])], ["a third: not run"]))
-    text = page.read_text("utf-8")
-    assert "| a gate | a fault | 3,000 runs | 0 | 0.001 | 4 |  |" in text
-    assert "* another: I1: it" in text
-    assert "* a third: not run" in text
-    write(page, "")
-    assert "a gate" not in page.read_text("utf-8")
+async def test_P50_poison_goes_through_processes_or_is_refused(place: Place) -> None:
+    row = await gates_values.poison_values(place, workers=2, patience=4 * BUSY)
+    assert row.violations == []
+
+
+async def test_the_poison_finds_a_store_that_simplifies(place: Place) -> None:
+    row = await gates_values.poison_values(place, workers=1, patience=4 * BUSY, every=5, least=0, without="simplifies")
+    red(row, "P50")
+
+
+async def test_P51_names_that_are_statements_are_names(place: Place) -> None:
+    row = await gates_values.hostile_names(place)
+    assert row.violations == []
+
+
+async def test_the_names_find_a_statement_with_a_text_in_it(place: Place) -> None:
+    row = await gates_values.hostile_names(place, every=7, least=0, without="pastes")
+    red(row, "P51")
+
+
+async def test_a_worker_does_not_grow(place: Place) -> None:
+    row = await gates_soak.soak(place, seconds=8, workers=2, at_once=10, every=3, patience=BUSY, slope=150, ratio=0.2)
+    assert row.violations == []
+
+
+async def test_the_soak_finds_a_worker_that_keeps_something(place: Place) -> None:
+    row = await gates_soak.soak(
+        place, seconds=8, workers=2, at_once=10, every=3, patience=BUSY, slope=150, ratio=0.2, without="leaks"
+    )
+    red(row, "soak")

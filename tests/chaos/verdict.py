@@ -7,7 +7,7 @@ It asks the engine nothing. Each violation begins with the invariant's name.
 * I3 Every record is there once and says what its attempt returned; nothing has changed it since.
 * I4 Nothing was written by a worker that had lost its lease.
 * I5 Compensations are recorded once each, in reverse order, none without its step.
-* I6 Every signal was consumed once.
+* I6 Every signal was consumed once; every tick of the schedule is one run, and none is missing.
 * I7 An effect in the record's transaction happened once. Any other at least once; and one that is not the recorded one
   only where a takeover from the process that had it stands in the run's timeline.
 """
@@ -18,12 +18,14 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import pairwise
 from typing import NamedTuple
 
 from tests.chaos import flows
 from tests.chaos.arena import Arena
 from tests.chaos.ledger import Effect, read
-from tests.chaos.load import Load
+from tests.chaos.load import EVERY, PULSE, Load
 
 
 class Entry(NamedTuple):
@@ -97,7 +99,7 @@ async def judge(arena: Arena, load: Load, deaths: Mapping[int, float] | None = N
         if name == "order":
             say(_ended(run_id, json.loads(item), state, result, histories[run_id], load.results.get(run_id)))
         elif state != "completed":
-            say([f"I2: child {run_id} is {state}"])
+            say([f"I2: {name} {run_id} is {state}"])
         say(_compensations(run_id, histories[run_id]))
         say(_written_by_the_dead(run_id, histories[run_id]))
         repeated = list(_effects(run_id, histories[run_id], effects[run_id], books.get(run_id, []), book.pids))
@@ -106,6 +108,7 @@ async def judge(arena: Arena, load: Load, deaths: Mapping[int, float] | None = N
         if deaths:
             found.takeovers += _takeovers(histories[run_id], effects[run_id], book.pids, deaths)
     say(await _signals(arena, load))
+    say(await _ticks(arena))
     shared = {
         run_id
         for run_id, name, state, item, _ in runs
@@ -213,6 +216,20 @@ async def _signals(arena: Arena, load: Load) -> list[str]:
         for run_id in load.signalled
         if counts.get(run_id) != (1, 1)
     ]
+
+
+async def _ticks(arena: Arena) -> list[str]:
+    runs = await arena.ask("SELECT tick FROM durable.runs WHERE schedule = %s ORDER BY tick", PULSE)
+    ticks = [tick for (tick,) in runs]
+    every = timedelta(seconds=EVERY)
+    wrong = [f"I6: tick {a} is two runs" for a, b in pairwise(ticks) if a == b]
+    wrong += [f"I6: between the ticks {a} and {b} some are missing" for a, b in pairwise(ticks) if b - a > every]
+    [[fired, last]] = await arena.ask("SELECT fired, last_at FROM durable.schedules WHERE name = %s", PULSE)
+    if (fired, last) != (len(ticks), ticks[-1] if ticks else None):
+        wrong.append(
+            f"I6: {fired} ticks were fired, the last {last}; there are {len(ticks)} runs, the last {ticks[-1:]}"
+        )
+    return wrong
 
 
 def _books(books: Mapping[str, list[str]], expected: set[str]) -> list[str]:

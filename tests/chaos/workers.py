@@ -42,6 +42,7 @@ class Nursery:
                 pass_fds=[inside.fileno()],
                 start_new_session=True,
             )
+        self._door.recv(64)  # it has imported all that it needs: no event loop of ours is to wait for that
 
     def fork(self, config: Config, log: Path) -> tuple[int, int, int]:
         """A new worker: its process id, the writing end of its stdin, and the reading end of its stdout."""

@@ -32,6 +32,7 @@ from durable.model import (
     RunWrite,
     Sent,
     Signal,
+    Start,
     State,
     Verb,
 )
@@ -146,8 +147,8 @@ class _Early(MemoryStore):
 
 
 class _NoKeys(MemoryStore):
-    async def create_runs(self, runs: Sequence[NewRun]) -> list[Created]:
-        return await super().create_runs([replace(run, key=None) for run in runs])
+    async def create_runs(self, runs: Sequence[NewRun], start: Start | None = None) -> list[Created]:
+        return await super().create_runs([replace(run, key=None) for run in runs], start)
 
 
 class _NoTakeoverCount(MemoryStore):

@@ -282,8 +282,9 @@ async def test_P03_what_a_claim_brings_after_the_stop_is_given_back_before_it_st
 
     store = HoldsAClaim(real_time.store(), number)
     engine = real_time.engine(flow, store=store.store, linger=SOON)
+    async with real_time.engine(flow).client() as client:  # not beside the worker, which would need no claim
+        handle = await client.trigger(flow)
     await engine.start()
-    handle = await engine.trigger(flow)
     async with asyncio.timeout(SOON):
         await store.under_way.wait()
         stopping = asyncio.create_task(engine.stop())

@@ -258,6 +258,5 @@ async def test_the_idempotency_key_is_the_same_for_every_attempt_and_told_before
 
     async with backend.engine(foresees) as engine:
         handle = await engine.trigger(foresees)
-        assert keys == []
         assert await backend.result(engine, handle) == f"{handle.run_id}/flaky"
     assert keys == [f"{handle.run_id}/flaky"] * 3

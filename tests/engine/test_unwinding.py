@@ -112,7 +112,7 @@ async def test_P14_operations_that_are_left_when_the_function_has_ended_are_canc
 async def test_P14_a_function_that_refuses_to_unwind_loses_its_slot_and_is_reported_with_its_stack(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("durable.steps", "durable.execution", "durable.worker"):
+    for module in ("durable.steps", "durable.execution", "durable.warm"):
         monkeypatch.setattr(f"{module}.UNWIND", 0.05)
     abandoned = Listener("is abandoned")
     monkeypatch.setattr(logging.getLogger("durable.steps"), "handlers", [abandoned])

@@ -48,7 +48,7 @@ async def test_a_flush_does_not_wait_for_a_run_that_somebody_holds(postgres: Pos
 
 
 async def test_a_wake_that_commits_during_the_flush_is_not_lost(postgres: Postgres) -> None:
-    """The park compares the counter of the row that it has locked, which is newer than what its snapshot shows."""
+    """What a flush has not seen it does not change: the write comes back whole, and the next one sees the wake."""
     store = await postgres.fresh()
     worker, run = await claimed(store)
     park = RunWrite(run.ref, [record(1)], states.park(State.RUNNING, ready_at=None, wakes=run.wakes, waiting=True))
@@ -57,8 +57,30 @@ async def test_a_wake_that_commits_during_the_flush_is_not_lost(postgres: Postgr
         flush = asyncio.create_task(store.commit(worker.id, [park]))
         await postgres.until(_WAITS, f'%{postgres.schema}".workers%')  # it has its snapshot
         postgres.beside("UPDATE durable.runs SET wakes = wakes + 1 WHERE id = %s", run.run.id)
-    assert await flush == [Outcome.APPLIED]
+    assert await flush == [Outcome.BUSY]
+    assert await store.history(run.run.id) == []
+    assert await store.commit(worker.id, [park]) == [Outcome.APPLIED]
     assert (await read(store, run.run.id)).ready_at is not None
+    assert len(await store.history(run.run.id)) == 1
+
+
+async def test_a_claim_passes_by_a_run_that_is_changed_meanwhile_and_asks_to_be_repeated(postgres: Postgres) -> None:
+    """It would be short for no lack of runs, and its worker would sleep."""
+    store = await postgres.fresh()
+    worker = await Worker.start(store)
+    changed, other = await create(store, new_run(), new_run())
+    with postgres.sql.transaction():
+        postgres.rows("SELECT FROM durable.workers WHERE id = %s FOR UPDATE", worker.id)
+        claim = asyncio.create_task(worker.claim(limit=1))
+        await postgres.until(_WAITS, f'%{postgres.schema}".workers%')  # it has its snapshot
+        postgres.beside("UPDATE durable.runs SET input = '\"new\"' WHERE id = %s", changed)
+    answer = await claim
+    assert answer.runs == []
+    assert answer.next_ready_at is not None
+    assert answer.next_ready_at <= store.clock.now()
+    one, two = (await worker.claim()).runs
+    assert [one.run.id, two.run.id] == [changed, other]
+    assert one.run.input == '"new"'
 
 
 async def test_a_flush_that_meets_the_reaper_writes_nothing(postgres: Postgres) -> None:
@@ -243,7 +265,7 @@ async def test_every_transaction_states_its_isolation(postgres: Postgres) -> Non
         show = Call(b"SHOW transaction_isolation")
         reset = Call(b"SELECT set_config('default_transaction_isolation', 'serializable', false)")
         lanes = store._use
-        for lane in (lanes.flush, lanes.claim, lanes.create):
+        for lane in (*lanes.flushes.values(), lanes.claim, lanes.create):
             await lane.transaction(reset)  # as behind a pooler, where the session's settings are lost
             assert await lane.transaction(show) == [[("read committed",)]]
         assert await lanes.write("show", show) == [[("read committed",)]]

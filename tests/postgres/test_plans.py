@@ -338,7 +338,7 @@ async def test_P45_hot_statements_are_planned_once(postgres: Postgres) -> None:
         await worker.commit(*(RunWrite(one.ref, [record(turn, f"{one.run.claim}")], change) for one in runs))
         await worker.claim(limit=0, routes=[])
     counts = Call(b"SELECT statement, custom_plans FROM pg_prepared_statements WHERE generic_plans + custom_plans > 12")
-    for lane in (store._use.claim, store._use.flush, store._use.create):
+    for lane in (store._use.claim, store._use.flushes["flush"], store._use.create):
         [rows] = await lane.transaction(counts)
         assert len(rows) >= 3
         assert [row for row in rows if row[1] > 7] == []

@@ -232,8 +232,8 @@ async def test_no_completion_and_no_request_touches_an_index(postgres: Postgres)
         # What the claim has left behind is room when no transaction of the whole server is older.
         ((latest,),) = postgres.rows("SELECT pg_current_xact_id()::text")
         await postgres.until(_NONE_OLDER, latest)
-        flush = store._use.call("commit_writes", *writes.parameters(worker.id, ends))
-        updated, hot = await _updates(store, store._use.flush, flush)
+        flush = store._use.call("commit_writes", *writes.parameters(worker.id, "flush", ends))
+        updated, hot = await _updates(store, store._use.flushes["flush"], flush)
         assert updated == 200
         shares.append(hot)
     assert max(shares) > 180

@@ -335,7 +335,7 @@ async def test_a_flush_has_statements_beside_its_own_only_when_a_write_asks(
 ) -> None:
     store = await postgres.fresh()
     worker, one = await claimed(store)
-    lane, counts = store._use.flush, list[int]()
+    lane, counts = store._use.flushes["flush"], list[int]()
     transaction = lane.transaction
 
     async def counted(*calls: Call) -> Sequence[Any]:

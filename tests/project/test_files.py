@@ -39,10 +39,9 @@ def test_files_name_no_registry_and_no_path_of_one_machine(path: Path) -> None:
     assert hits(PATHS, text) == []
 
 
-def test_every_pinned_version_has_hashes() -> None:
-    pins = [
-        entry for entry in re.split(r"\n(?=\S)", (ROOT / "constraints.txt").read_text()) if not entry.startswith("#")
-    ]
+@pytest.mark.parametrize("name", ["constraints.txt", "benchmarks/constraints.txt"])
+def test_every_pinned_version_has_hashes(name: str) -> None:
+    pins = [entry for entry in re.split(r"\n(?=\S)", (ROOT / name).read_text()) if not entry.startswith("#")]
     assert len(pins) > 20
     for pin in pins:
         assert re.match(r"[a-z0-9-]+==\S+", pin), pin

@@ -24,7 +24,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *(
             "alarms",
+            "asking",
             "attempts",
+            "batches",
             "bodies",
             "children",
             "committer",
@@ -36,7 +38,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
             "execution",
         ),
         *("fanout", "heartbeat", "hooks", "host", "newruns", "operations", "options", "pruning", "pulse"),
-        *("results", "scheduler", "stepping", "steps", "tasks", "transactions", "worker", "workflow"),
+        *("results", "scheduler", "starting", "stepping", "steps", "tasks", "transactions", "warm", "worker"),
+        "workflow",
     ),
     (
         *("calendar", "cli", "client", "documents", "engine", "handle", "http", "inspector", "messenger"),

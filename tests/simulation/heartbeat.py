@@ -17,7 +17,13 @@ class HeartbeatOnLoop(Heartbeat):
     """As ``Heartbeat``; when it beats is taken from there, what a beat does is the same code."""
 
     def __init__(
-        self, store: Any, worker: str, lease: float, sent: float, on_renewal: Callable[[Renewal], None]
+        self,
+        store: Any,
+        worker: str,
+        lease: float,
+        sent: float,
+        on_renewal: Callable[[Renewal], None],
+        measured: Callable[[bool], None] | None = None,
     ) -> None:
         # Not the base's: it would start the thread.
         self.deadline = sent + lease - margin(lease)
@@ -26,6 +32,7 @@ class HeartbeatOnLoop(Heartbeat):
         self._worker = worker
         self._lease = lease
         self._on_renewal = on_renewal
+        self._measured = measured
         self._loop = asyncio.get_running_loop()
         self._over = False
         self._later(lease / 3)

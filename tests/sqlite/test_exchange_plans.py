@@ -28,7 +28,7 @@ from durable.model import (
 )
 from durable.stores.sqlite import SQLiteStore
 from tests.sqlite.peer import ROUTE, new_runs, step
-from tests.sqlite.test_plans import BATCH, EVERY, Counted, filled
+from tests.sqlite.test_plans import BATCH, EVERY, Counted, built_once, filled
 
 MANY, FEW = 20_000, 500
 
@@ -186,7 +186,7 @@ CALLS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["no statistics", "empty", "full"])
+@pytest.fixture(scope="module", params=built_once(__name__, "no statistics", "empty", "full"))
 async def templates(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     made: dict[int, Path] = {}
     for count in (FEW, MANY):

@@ -26,6 +26,11 @@ BATCH = 50
 ERROR = '{"error_type":"ValueError","message":"no such card"}'
 
 
+def built_once(module: str, *statistics: str) -> list[Any]:
+    """Parameters of a fixture that fills files for a module: of each, the tests stay in one process of the run."""
+    return [pytest.param(one, marks=pytest.mark.xdist_group(f"{module} {one}")) for one in statistics]
+
+
 class Counted:
     """A store with so many runs in every state, and a counter of what its connection does."""
 
@@ -257,7 +262,7 @@ CALLS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["no statistics", "empty", "full"])
+@pytest.fixture(scope="module", params=built_once(__name__, "no statistics", "empty", "full"))
 async def templates(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     made: dict[int, Path] = {}
     for count in (FEW, MANY):

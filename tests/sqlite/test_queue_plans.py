@@ -18,7 +18,7 @@ from durable.model import ClaimedRun, NewRun, Policy, Queue, Rate, Request, RunW
 from durable.store import Route
 from durable.stores.sqlite import SQLiteStore
 from tests.sqlite.peer import new_runs
-from tests.sqlite.test_plans import BATCH, EVERY, FEW, MANY, Counted
+from tests.sqlite.test_plans import BATCH, EVERY, FEW, MANY, Counted, built_once
 
 MAIL, POST, LINE = (Route("order", "1", queue) for queue in ("mail", "post", "default"))
 
@@ -122,7 +122,7 @@ CALLS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["no statistics", "few", "many"])
+@pytest.fixture(scope="module", params=built_once(__name__, "no statistics", "few", "many"))
 async def templates(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     made: dict[int, Path] = {}
     for count in (FEW, MANY // 10):

@@ -16,7 +16,7 @@ from durable.scheduling import to_json
 from durable.stores.sqlite import SQLiteStore
 from durable.testing.conformance.harness import LONG_AGO, NEVER
 from durable.testing.conformance.schedules import TICK, firing, put, schedule
-from tests.sqlite.test_plans import EVERY, Counted, filled
+from tests.sqlite.test_plans import EVERY, Counted, built_once, filled
 
 MANY, FEW = 20_000, 500
 DUE = 50
@@ -97,7 +97,7 @@ async def show(counted: Counted) -> int:
 CALLS = [look, fire, replace_runs, change, show]
 
 
-@pytest.fixture(scope="module", params=["no statistics", "empty", "full"])
+@pytest.fixture(scope="module", params=built_once(__name__, "no statistics", "empty", "full"))
 async def templates(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     made: dict[int, Path] = {}
     for count in (FEW, MANY):

@@ -7,20 +7,23 @@ from dataclasses import replace
 from datetime import datetime
 
 from durable import failures
-from durable.model import Created, NewRun, NewSignal, Sent, Signal
+from durable.model import Created, NewRun, NewSignal, Sent, Signal, Start
 from durable.states import TERMINAL
-from durable.stores.memory.lines import Lines, start
+from durable.stores.memory.claims import Claims
+from durable.stores.memory.lines import Lines, starts_at
 from durable.stores.memory.rows import Row, conflict, refuse_unstorable
 
 
-class Creating(Lines):
+class Creating(Lines, Claims):
     """Create runs and send signals, each once."""
 
-    async def create_runs(self, runs: Sequence[NewRun]) -> list[Created]:
+    async def create_runs(self, runs: Sequence[NewRun], start: Start | None = None) -> list[Created]:
         refuse_unstorable_runs(runs)
         with self._lock:
             now = self._clock.now()
-            return [self._create(new, now) for new in runs]
+            if start is None:
+                return [self._create(new, now) for new in runs]
+            return [self._start(new, start, now) for new in runs]
 
     def _create(self, new: NewRun, now: datetime) -> Created:
         holder = None if new.key is None else self._keys.get((new.workflow, new.key))
@@ -41,11 +44,27 @@ class Creating(Lines):
             self._keys[new.workflow, new.key] = new.id
         if new.debounce is not None:
             self._debounced[new.workflow, new.debounce.key] = new.id
-        self._free(row, start(new, now))
+        self._free(row, starts_at(new, now))
         replaced = self._replaced(new)
         for run_id in replaced:
             self._ask_to_cancel(run_id, new)
         return Created(new.id, True, replaced=replaced)
+
+    def _start(self, new: NewRun, start: Start, now: datetime) -> Created:
+        """Create the run, claimed if it may be and was not there before."""
+        wanted = new.id in start.run_ids and new.id not in self._rows
+        created = self._create(new, now)
+        row = self._rows.get(new.id)
+        if row is None or not wanted or start.worker not in self._workers or not self._may_start(row, now):
+            return created
+        ref = self._lease(row, start.worker, now)  # its entry in the claim index is stale from now on
+        self._batches[start.worker].setdefault(start.batch, []).append(ref)
+        return replace(created, claimed=self._claimed(ref, {}))
+
+    def _may_start(self, row: Row, now: datetime) -> bool:
+        """Whether a new run can be claimed at once: nothing limits it, delays it, or stands before it."""
+        plain = row.new.concurrency_key is None and row.new.debounce is None and row.new.queue not in self._limits
+        return plain and row.ready_at is not None and row.ready_at <= now
 
     async def create_with_signal(self, run: NewRun, signal: NewSignal) -> tuple[Created, Sent]:
         refuse_unstorable_runs([run])

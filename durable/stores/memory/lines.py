@@ -112,7 +112,7 @@ class Lines(Requesting, Queues):
             self._absorbed = {trigger: run for trigger, run in self._absorbed.items() if run != row.new.id}
 
 
-def start(new: NewRun, now: datetime) -> datetime:
+def starts_at(new: NewRun, now: datetime) -> datetime:
     """When a new run may be claimed."""
     if new.debounce is not None:
         return _start(new.debounce, now, now)

@@ -15,7 +15,6 @@ from typing import Any, Protocol, runtime_checkable
 from durable.errors import ConfigurationError
 from durable.model import Outcome, RunWrite
 from durable.store import Clock, Hint, OnConnection
-from durable.stores.memory.claims import Claims
 from durable.stores.memory.commits import Commits
 from durable.stores.memory.oversight import Oversight
 from durable.stores.memory.reading import Reading
@@ -30,7 +29,7 @@ class MovedByHand(Protocol):
     def listen(self, listener: Callable[[timedelta], None]) -> None: ...
 
 
-class MemoryStore(Oversight, Claims, Commits, Schedules, Requesting, Reading):
+class MemoryStore(Oversight, Commits, Schedules, Requesting, Reading):
     """All runs in dictionaries. Engines may share it, also from several event loops and threads.
 
     Args:

@@ -203,6 +203,11 @@ class Lane:
         self._closed = asyncio.Event()
         self.sent = 0.0
 
+    @property
+    def busy(self) -> bool:
+        """A transaction is on its way."""
+        return self._lock.locked()
+
     async def transaction(self, *calls: Call) -> list[list[Row]]:
         """The rows of each call, all in one transaction and one round trip.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 
 from durable.errors import RunNotFound, StoreUnavailable
-from durable.model import Created, NewRun, Policy
+from durable.model import ClaimedRun, Created, NewRun, Policy, Run, Start, State
 from durable.requests import replacement
 from durable.store import Route
 from durable.stores.postgres import literals, requesting, rows, turns
@@ -77,6 +78,95 @@ async def _ask(sessions: Sessions, shard: str, run_id: str, others: Sequence[str
     for other in reversed(others):
         with suppress(RunNotFound):  # it ended, and was deleted, since it was read
             await requesting.ask(sessions, shard, other, replacement(run_id))
+
+
+async def start(
+    sessions: Sessions,
+    runs: Sequence[NewRun],
+    routes: Mapping[Route, int],
+    start: Start,
+    limits: str | None,
+    limited: Callable[[str], bool],
+) -> list[Created]:
+    """As ``create``; those that ``start`` names are inserted claimed, in a transaction of their own: it has a fence.
+
+    Args:
+        limits: Which limits of queues are known.
+        limited: Whether a queue has any.
+    """
+    plain = [run for run in runs if run.id in start.run_ids and _startable(run) and not limited(run.queue)]
+    found = await _start(sessions, plain, routes, start, limits) if plain else {}
+    left = [run for run in runs if run.id not in found]
+    if left:
+        found.update(zip((run.id for run in left), await create(sessions, left, routes), strict=True))
+    return [found[run.id] for run in runs]
+
+
+def _startable(run: NewRun) -> bool:
+    """Whether nothing but limits can keep it from being executed at once."""
+    lone = run.concurrency_key is None and run.debounce is None and run.parent is None and run.schedule is None
+    return lone and run.ready_at is None and not run.delay
+
+
+async def _start(
+    sessions: Sessions, runs: Sequence[NewRun], routes: Mapping[Route, int], start: Start, limits: str | None
+) -> dict[str, Created]:
+    """The answers to those that were inserted; what is in the way of the others, ``create`` finds out."""
+    keyed = [run for run in runs if run.key is not None]
+    marks_and_texts = literals.columns(
+        [run.workflow for run in runs],
+        [run.key for run in runs],
+        [run.seed for run in runs],
+        [run.input_hash for run in runs],
+        [run.request for run in runs],
+        [rows.tags_text(run.tags) for run in runs],
+        [run.input for run in runs],
+        [run.limit_key for run in runs],
+    )
+    *_, inserted = await sessions.create.transaction(
+        *([sessions.call("add_keys", *_keys(keyed))] if keyed else []),
+        sessions.call(
+            "start_runs",
+            *(start.worker, limits, start.batch),
+            literals.scalars([run.shard for run in runs]),
+            literals.ids([run.id for run in runs]),
+            literals.scalars([routes[Route(run.workflow, run.version, run.queue)] for run in runs]),
+            *marks_and_texts[:9],
+            literals.scalars([run.priority for run in runs]),
+            *marks_and_texts[9:],
+        ),
+    )
+    new = {run.id: run for run in runs}
+    return {
+        run_id: Created(run_id, True, claimed=_claimed(new[run_id], start.worker, now) if claimed else None)
+        for run_id, claimed, now in inserted
+    }
+
+
+def _claimed(run: NewRun, worker: str, now: datetime) -> ClaimedRun:
+    """What a claim would have answered."""
+    return ClaimedRun(
+        Run(
+            run.id,
+            run.workflow,
+            run.version,
+            State.RUNNING,
+            created_at=now,
+            key=run.key,
+            tags=dict(run.tags),
+            started_at=now,
+            owner=worker,
+            claim=1,
+            shard=run.shard,
+            queue=run.queue,
+            priority=run.priority,
+            limit_key=run.limit_key,
+            input=run.input,
+            seed=run.seed,
+        ),
+        (),
+        0,
+    )
 
 
 def inserting(sessions: Sessions, runs: Sequence[NewRun], routes: Mapping[Route, int]) -> list[Call]:

@@ -34,6 +34,10 @@ class Limits:
         self._queues: dict[str, Queue] = {}
         self._keyed: set[str] = set()  # those that block runs of single keys, or did
 
+    def limited(self, queue: str) -> bool:
+        """Whether the queue is known to have limits."""
+        return queue in self._queues
+
     async def refresh(self, sessions: Sessions) -> list[Queue]:
         """Read them; those of all queues that have any, by name."""
         rows = await sessions.read("limits")

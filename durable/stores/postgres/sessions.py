@@ -25,6 +25,8 @@ _NEVER_PREPARED = frozenset(
 )
 """Rare statements without a shape that has one plan: on small tables a scan is theirs, and a prepared one would keep it
 while the tables grow."""
+FLUSHES = ("flush", "flush2")
+"""Lanes of ``commit``: as many as a worker's committer has flushes in flight."""
 _RECONNECT = 3.0
 """Seconds for which the pool by itself tries to connect again, with pauses that double: after two minutes of outage
 it would pause for another one. When it has given up, the next use starts anew."""
@@ -32,16 +34,16 @@ _POOL_TIMEOUT = 10.0  # seconds to wait for a connection of the pool
 
 
 class Sessions:
-    """Three lanes and a small pool.
+    """A few lanes and a small pool.
 
     Attributes:
-        flush: Carries ``commit``, under the fence of the workers' flush rows.
+        flushes: Carry ``commit``, each under the fence of the workers' rows of its name.
         claim: Carries ``claim``, under the fence of their claim rows.
         create: Carries triggers, which have no fence and may wait for a key of somebody else.
     """
 
     def __init__(self, server: Server, pool_size: int, statements: Mapping[str, bytes]) -> None:
-        self.flush = Lane(server, "commit")
+        self.flushes = {name: Lane(server, "commit") for name in FLUSHES}
         self.claim = Lane(server, "claim")
         self.create = Lane(server, "create_runs")
         self.server = server
@@ -67,13 +69,18 @@ class Sessions:
         return Call(self._statements[name], parameters, name not in _NEVER_PREPARED)
 
     async def open(self) -> None:
-        await self.flush.open()  # alone and first: its message says why the server cannot be reached
+        await self.flushes[FLUSHES[0]].open()  # alone and first: its message says why the server cannot be reached
         await self._pool.open()
 
     async def close(self) -> None:
-        for lane in (self.flush, self.claim, self.create):
+        for lane in (*self.flushes.values(), self.claim, self.create):
             await lane.close()
         await self._pool.close()
+
+    def idle_flush(self) -> tuple[str, Lane]:
+        """The first lane that nothing is sent in, or else the first; and its name."""
+        name = next((name for name, lane in self.flushes.items() if not lane.busy), FLUSHES[0])
+        return name, self.flushes[name]
 
     async def on_connection(self, use: Callable[[Async], Awaitable[T]]) -> T:
         """``use`` a connection of its own, which is closed afterwards: its transaction may take long."""

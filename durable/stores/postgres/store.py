@@ -37,6 +37,7 @@ from durable.model import (
     RunRef,
     RunWrite,
     Sent,
+    Start,
     State,
     Unread,
 )
@@ -68,12 +69,12 @@ from durable.stores.postgres.reading import Reading
 from durable.stores.postgres.reaping import STUCK_AFTER, Blockers
 from durable.stores.postgres.routing import Routes
 from durable.stores.postgres.schedules import Schedules
-from durable.stores.postgres.sessions import Sessions
+from durable.stores.postgres.sessions import FLUSHES, Sessions
 from durable.stores.postgres.transactions import Transactions
 from durable.stores.postgres.wire import Call
 
 SHARD = "0"  # a single Postgres has one
-_LANES = ("claim", "flush", "effect", *transactions.LANES)
+_LANES = ("claim", "start", *FLUSHES, "effect", *transactions.LANES)
 """Each under a row of its own with the worker's lease, for what it sends at the same time as the others."""
 _ONLY, _MARK = "_only", "/* only this run */"
 
@@ -86,8 +87,8 @@ class PostgresStore(Reading, Schedules, Oversight):
     Args:
         url: ``postgresql://…`` or a libpq DSN.
         schema: Where the tables are; a plain lower-case name.
-        pool_size: Connections for reads and rare operations, at least 2. Six more are dedicated: one each to
-            commits, claims, triggers, listening, notifying and the heartbeat; and up to ten more are opened for
+        pool_size: Connections for reads and rare operations, at least 2. Seven more are dedicated: two to commits,
+            one each to claims, triggers, listening, notifying and the heartbeat; and up to ten more are opened for
             ``ctx.transaction`` when it is used.
         prepare_threshold: Uses of a statement after which a connection prepares it; None behind a pooler in
             transaction mode that does not know prepared statements.
@@ -317,6 +318,8 @@ class PostgresStore(Reading, Schedules, Oversight):
                 continue
             if limited:
                 runs, ready = limited.answer(answers, limit, now, ready)
+            elif runs and runs[-1][0] is None:
+                runs, ready = runs[:-1], now
             again = await publishing.after_claim(self._use, SHARD, now, signalling.Drained(*drained), stirred)
             if again is not None:
                 ready = again if ready is None else min(ready, again)
@@ -334,16 +337,18 @@ class PostgresStore(Reading, Schedules, Oversight):
     async def commit(self, worker: str, writes: Sequence[RunWrite]) -> list[Outcome]:
         if not writes:
             return []
-        calls = [self._call("commit_writes", *flushing.parameters(worker, writes))]
         asking: list[Call] = []
+        calls: list[Call] = []
         if any(write.also is not None or write.ref.linked for write in writes):
             asking = signalling.lost(self._use, worker, writes)
             calls += [*asking, *await self._beside(worker, writes)]
         if again := [write for write in writes if write.change is not None and write.change.drop_failed]:
             calls.append(await self._set_aside(again))
         calls += (leaving := turns.leaving(self._use, SHARD, writes))
+        name, lane = self._use.idle_flush()
+        first = self._call("commit_writes", *flushing.parameters(worker, name, writes))
         try:
-            answers, *others = await self._use.flush.transaction(*calls)
+            answers, *others = await lane.transaction(first, *calls)
         except PayloadError as error:
             return await self._commit_the_rest(worker, writes, error)
         answers += others[0] if asking else []
@@ -420,18 +425,21 @@ class PostgresStore(Reading, Schedules, Oversight):
 
     # -- anybody ----------------------------------------------------------------------------------
 
-    async def create_runs(self, runs: Sequence[NewRun]) -> list[Created]:
+    async def create_runs(self, runs: Sequence[NewRun], start: Start | None = None) -> list[Created]:
         if not runs:
             return []
         numbers = await self._routes.numbers(self._use, [Route(run.workflow, run.version, run.queue) for run in runs])
         first: dict[str, NewRun] = {}
         for run in runs:
             first.setdefault(run.id, run)
-        if len(first) == len(runs):
+        if len(first) < len(runs):
+            answers = iter(await self.create_runs(list(first.values()), start))
+            again = iter(await self.create_runs([run for run in runs if first[run.id] is not run]))
+            return [next(answers if first[run.id] is run else again) for run in runs]
+        if start is None:
             return await creating.create(self._use, runs, numbers)
-        answers = iter(await creating.create(self._use, list(first.values()), numbers))
-        again = iter(await self.create_runs([run for run in runs if first[run.id] is not run]))
-        return [next(answers if first[run.id] is run else again) for run in runs]
+        known = self._limits
+        return await creating.start(self._use, runs, numbers, start, known.version, known.limited)
 
     async def create_with_signal(self, run: NewRun, signal: NewSignal) -> tuple[Created, Sent]:
         routes = await self._routes.numbers(self._use, [Route(run.workflow, run.version, run.queue)])

@@ -25,8 +25,8 @@ _NO_REF: tuple[tuple[Any, ...], ...] = ((),) * 4
 _NO_RECORD: tuple[tuple[Any, ...], ...] = ((),) * 12
 
 
-def parameters(worker: str, writes: Sequence[RunWrite]) -> list[Parameter]:
-    """$1 to $26 of ``commit_writes``. 2 to 3 µs a record."""
+def parameters(worker: str, lane: str, writes: Sequence[RunWrite]) -> list[Parameter]:
+    """$1 to $27 of ``commit_writes``. 2 to 3 µs a record."""
     changed = [(write.ref, write.change) for write in writes if write.change is not None]
     changes = [change for _, change in changed]
     records = [record for write in writes for record in write.records]
@@ -64,6 +64,7 @@ def parameters(worker: str, writes: Sequence[RunWrite]) -> list[Parameter]:
             keys,
             data,
         ),
+        lane,
     ]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from durable import requests
-from durable.model import Created, NewRun, Policy
+from durable.model import ClaimedRun, Created, NewRun, Policy, Start
 from durable.stores.sqlite import documents
 from durable.stores.sqlite.connection import Connection
 from durable.stores.sqlite.requesting import ask
@@ -31,6 +31,21 @@ def create(db: Connection, now: Now, runs: Sequence[NewRun], document: str) -> l
 def create_within(db: Connection, now: Now, runs: Sequence[NewRun]) -> list[Created]:
     """The same in a transaction that has begun."""
     return [created for some in _apart(runs) for created in _create(db, now, some)]
+
+
+def create_started(db: Connection, now: Now, runs: Sequence[NewRun], start: Start) -> list[Created]:
+    """Create ``runs``, and claim in the same transaction those of ``start`` that this call has made."""
+    wanted = [run.id for run in runs if run.id in start.run_ids and run.concurrency_key is None and not run.debounce]
+    with db.transaction():
+        document = documents.encode(wanted)
+        before: set[str] = documents.decode_ids(db.value("existing", {"runs": document}))
+        created = create_within(db, now, runs)
+        made = documents.encode([run_id for run_id in wanted if run_id not in before])
+        db.write("start", lambda: (now(), start.worker, start.batch, made))
+        claimed = {
+            run.id: ClaimedRun(run, (), wakes) for run, wakes, _ in documents.decode_runs(db.value("claimed_runs"))
+        }
+    return [replace(one, claimed=claimed.get(run.id)) for run, one in zip(runs, created, strict=True)]
 
 
 def _create(db: Connection, now: Now, runs: Sequence[NewRun]) -> list[Created]:

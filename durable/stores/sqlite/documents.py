@@ -340,4 +340,4 @@ def decode_ids(document: str) -> set[str]:
 
 
 def decode_refs(document: str) -> list[RunRef]:
-    return [RunRef(*ref) for ref in json.loads(document)]
+    return [RunRef(shard, run_id, claim, bool(linked)) for shard, run_id, claim, linked in json.loads(document)]

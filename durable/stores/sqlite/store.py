@@ -40,13 +40,14 @@ from durable.model import (
     RunRef,
     RunSummary,
     RunWrite,
+    Start,
     State,
 )
 from durable.sql import migrations, statements
 from durable.store import Hint, Route
 from durable.stores.sqlite import documents, signals
 from durable.stores.sqlite.connection import Connection, Refused, script
-from durable.stores.sqlite.creating import create
+from durable.stores.sqlite.creating import create, create_started
 from durable.stores.sqlite.exchange import Exchange
 from durable.stores.sqlite.oversight import Oversight
 from durable.stores.sqlite.queues import decode_queues, encode_queues, take
@@ -332,12 +333,13 @@ class SQLiteStore(Exchange, Schedules, Oversight):
 
     # -- anybody ----------------------------------------------------------------------------------
 
-    async def create_runs(self, runs: Sequence[NewRun]) -> list[Created]:
+    async def create_runs(self, runs: Sequence[NewRun], start: Start | None = None) -> list[Created]:
         document = documents.encode_new_runs(runs)
         if len(runs) > 1 and len(document) > _MAX_DOCUMENT:
             half = len(runs) // 2
-            return await self.create_runs(runs[:half]) + await self.create_runs(runs[half:])
-
+            return await self.create_runs(runs[:half], start) + await self.create_runs(runs[half:], start)
+        if start is not None:
+            return await self._write(lambda db: create_started(db, self._now, runs, start))
         return await self._write(lambda db: create(db, self._now, runs, document))
 
     async def put_queues(self, queues: Sequence[Queue]) -> None:

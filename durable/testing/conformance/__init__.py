@@ -33,6 +33,7 @@ from durable.testing.conformance.requests import RequestConformance
 from durable.testing.conformance.retries import RetryConformance
 from durable.testing.conformance.schedules import ScheduleConformance
 from durable.testing.conformance.signals import SignalConformance
+from durable.testing.conformance.starts import StartConformance
 from durable.testing.conformance.streams import StreamConformance
 from durable.testing.conformance.triggers import TriggerConformance
 from durable.testing.conformance.workers import WorkerConformance
@@ -41,6 +42,7 @@ from durable.testing.conformance.workers import WorkerConformance
 class StoreConformance(
     LifeConformance,
     TriggerConformance,
+    StartConformance,
     ClaimConformance,
     CommitConformance,
     FenceConformance,

@@ -181,6 +181,13 @@ class ClaimConformance:
         await worker.apply(mine[1], change=_RELEASE)
         assert await store.owned(worker.id) == [mine[2].ref]
 
+    async def test_P11_owned_says_whose_end_concerns_others(self, harness: StoreHarness) -> None:
+        """A stray that is given back has to name what its place, its parent or its line waits for."""
+        store = await harness.fresh()
+        worker, one = await claimed(store, concurrency_key="account")
+        assert one.ref.linked
+        assert await store.owned(worker.id) == [one.ref]
+
     async def test_batches_that_are_done_are_forgotten_and_the_others_are_not(self, harness: StoreHarness) -> None:
         store = await harness.fresh()
         worker = await Worker.start(store)

@@ -15,6 +15,8 @@
 -- picked   runs that are no suspects, and suspects when the worker holds none; of those, chosen takes the first.
 --          A run's takeovers stand in its row until it is claimed or reaped again; what it has recorded since makes
 --          it none.
+-- taken    by their places: see commit_writes. A row that somebody has changed since the snapshot is passed by, and in the
+--          answer a row of nulls says so at the end: the claim was short for no lack of runs, and the next one comes at once.
 WITH lane AS MATERIALIZED (
     SELECT 1 FROM durable.workers
     WHERE id = $1::uuid AND lane = 'claim' AND limits IS NOT DISTINCT FROM $9::uuid FOR KEY SHARE
@@ -43,7 +45,7 @@ WITH lane AS MATERIALIZED (
         ORDER BY p.priority, r.turn
     ) AS slot
     CROSS JOIN LATERAL (
-        SELECT r.shard, r.id, run.suspect
+        SELECT r.ctid AS place, r.id, run.suspect
         FROM durable.runs AS r
         CROSS JOIN LATERAL (
             SELECT r.takeovers >= 2 AND NOT EXISTS (
@@ -58,18 +60,20 @@ WITH lane AS MATERIALIZED (
     ) AS run
     LIMIT (SELECT $4::integer)
 ), chosen AS (
-    SELECT shard, id FROM picked WHERE NOT suspect
-    UNION ALL
-    (SELECT shard, id FROM picked WHERE suspect LIMIT 1)
+    SELECT place, id, row_number() OVER () AS turn
+    FROM (
+        SELECT place, id FROM picked WHERE NOT suspect
+        UNION ALL
+        (SELECT place, id FROM picked WHERE suspect LIMIT 1)
+    ) AS p
 ), taken AS (
-    INSERT INTO durable.runs AS run (shard, id, owner)
-    SELECT shard, id, $1::uuid FROM chosen
-    ON CONFLICT (shard, id) DO UPDATE
+    UPDATE durable.runs AS run
     SET state = CASE run.state WHEN 'compensating' THEN 'compensating' ELSE 'running' END,
-        owner = excluded.owner, claim = run.claim + 1, ready_at = NULL, started_at = coalesce(run.started_at, now()),
+        owner = $1::uuid, claim = run.claim + 1, ready_at = NULL, started_at = coalesce(run.started_at, now()),
         takeovers = CASE WHEN run.takeovers > 0 AND EXISTS (
             SELECT FROM durable.history AS h WHERE h.shard = run.shard AND h.run_id = run.id
             AND h.seq > run.takeover_seq AND h.kind <> 'takeover' AND h.worker IS NOT NULL) THEN 0 ELSE run.takeovers END
+    WHERE run.ctid = ANY (ARRAY(SELECT place FROM chosen))
     RETURNING run.*
 ), recorded AS (
     INSERT INTO durable.claims (worker, batch, shard, run_ids, replay, inbox)
@@ -85,10 +89,13 @@ WITH lane AS MATERIALIZED (
     SELECT t.shard, $1::uuid, t.id, t.wakes FROM taken AS t WHERE t.requested IS NOT NULL
     ON CONFLICT (shard, worker, run_id, wakes) DO NOTHING
 )
-SELECT t.id, t.shard, t.route, t.state, t.created_at, t.started_at, t.key, t.tags::text, t.claim, t.takeovers, t.wakes,
-       t.input, t.error, t.seed, t.requested, t.priority, t.limit_key, t.concurrency_key, t.parent, t.linked,
-       t.schedule, t.tick
-FROM taken AS t
+(
+    SELECT t.id, t.shard, t.route, t.state, t.created_at, t.started_at, t.key, t.tags::text, t.claim, t.takeovers, t.wakes,
+           t.input, t.error, t.seed, t.requested, t.priority, t.limit_key, t.concurrency_key, t.parent, t.linked,
+           t.schedule, t.tick
+    FROM taken AS t JOIN chosen AS c ON c.id = t.id
+    ORDER BY c.turn
+)
 UNION ALL
 SELECT r.id, r.shard, r.route, r.state, r.created_at, r.started_at, r.key, r.tags::text, r.claim, r.takeovers, r.wakes,
        r.input, r.error, r.seed, r.requested, r.priority, r.limit_key, r.concurrency_key, r.parent, r.linked,
@@ -100,6 +107,10 @@ CROSS JOIN LATERAL (
     SELECT x.* FROM durable.runs AS x WHERE x.shard = c.shard AND x.id = u.id AND (x.owner = $1::uuid) IS TRUE LIMIT 1
 ) AS r
 WHERE c.worker = $1::uuid AND c.batch = $5::uuid
+UNION ALL
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+       NULL, NULL
+WHERE (SELECT count(*) FROM taken) < (SELECT count(*) FROM chosen)
 
 -- name: claim_histories
 -- $1 worker, $2 batch. A first claim has no history, and a warm run's is in the worker's memory: neither is read.

@@ -60,7 +60,7 @@ WHERE queue = ANY (string_to_array($3, $1, $2)) AND cause > 0
 
 -- name: tell_workers
 -- $1 version. Claims that are on their way do not wait for it, and are not waited for: those that begin later see it.
-UPDATE durable.workers SET limits = $1::uuid WHERE lane = 'claim'
+UPDATE durable.workers SET limits = $1::uuid WHERE lane IN ('claim', 'start')
 
 -- name: hold_queues
 -- $1 worker, $2 shard, $3 the limits known, $4 and $5 marks, $6 queues. Locks what nobody else holds. Answers each queue and

@@ -125,6 +125,38 @@ CREATE TEMP TRIGGER claiming_into INSTEAD OF INSERT ON claiming BEGIN
             WHERE r.n = j.value ->> 0 AND r.claim = j.value ->> 1 AND r.owner = NEW.worker);
 END
 
+-- name: session_starting_view
+-- runs: [id, …], which this transaction has created
+CREATE TEMP VIEW starting AS SELECT NULL AS now, NULL AS worker, NULL AS batch, NULL AS runs
+
+-- name: session_starting
+-- Runs that their trigger has a slot for, claimed before anybody has seen them. What is delayed, or of a queue with limits,
+-- is left to the claims; without the worker's row everything is.
+CREATE TEMP TRIGGER starting_into INSTEAD OF INSERT ON starting BEGIN
+    DELETE FROM claimed;
+
+    INSERT INTO claimed (run, claim)
+    SELECT r.n, 1
+    FROM json_each(NEW.runs) AS j
+    CROSS JOIN durable_runs AS r
+    WHERE r.id = j.value AND r.claim = 0 AND r.owner IS NULL AND r.ready_at <= NEW.now
+        AND NOT EXISTS (SELECT 1 FROM durable_queues AS q WHERE q.name = r.queue)
+        AND EXISTS (SELECT 1 FROM durable_workers WHERE id = NEW.worker);
+
+    UPDATE durable_runs SET owner = NEW.worker, claim = 1, ready_at = NULL, state = 'running', started_at = NEW.now
+    WHERE n IN (SELECT run FROM claimed);
+
+    -- Two halves of a large document have one batch.
+    INSERT INTO durable_claims (worker, batch, runs)
+    SELECT NEW.worker, NEW.batch, json_group_array(json_array(run, claim)) FROM claimed HAVING count(*) > 0
+    ON CONFLICT (worker, batch) DO UPDATE SET runs = (
+        SELECT json_group_array(json(value))
+        FROM (SELECT value FROM json_each(runs) UNION ALL SELECT value FROM json_each(excluded.runs)));
+END
+
+-- name: start
+INSERT INTO starting (now, worker, batch, runs) VALUES (?, ?, ?, ?)
+
 -- name: claim
 INSERT INTO claiming (now, worker, batch, routes, at_most, done, ahead, more, one) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 
@@ -176,7 +208,7 @@ FROM (
                 AND r.priority = p.value AND r.ready_at <= :now))
 
 -- name: owned
-SELECT json_group_array(json_array(r.shard, r.id, r.claim))
+SELECT json_group_array(json_array(r.shard, r.id, r.claim, r.linked))
 FROM durable_claims AS b
 CROSS JOIN json_each(b.runs) AS j
 CROSS JOIN durable_runs AS r

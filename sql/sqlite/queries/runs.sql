@@ -176,6 +176,9 @@ LEFT JOIN durable_runs AS r ON r.id = coalesce(
 -- name: exists
 SELECT EXISTS (SELECT 1 FROM durable_runs WHERE id = :id)
 
+-- name: existing
+SELECT json_group_array(r.id) FROM json_each(:runs) AS w CROSS JOIN durable_runs AS r WHERE r.id = w.value
+
 -- name: get_runs
 SELECT json_group_array(json(d.doc)) FROM json_each(:ids) AS w CROSS JOIN run_docs AS d WHERE d.id = w.value
 
