@@ -59,8 +59,9 @@ class Dbos(Contestant):
             return len(await blobbed(MEGABYTE))
 
         async def children(count: int) -> int:
-            handles = [await self._dbos.start_workflow_async(self._works["one"], n) for n in range(count)]
-            return sum([await handle.get_result() for handle in handles])
+            starts = (self._dbos.start_workflow_async(self._works["one"], n) for n in range(count))
+            handles = await asyncio.gather(*starts)
+            return sum(await asyncio.gather(*(handle.get_result() for handle in handles)))
 
         async def parallel(count: int) -> int:
             return sum(await asyncio.gather(*(added(n, 0) for n in range(count))))

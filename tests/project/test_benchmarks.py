@@ -110,15 +110,17 @@ DONE = {"runs": 100, "steps": 1000, "executed": 1000, "seconds": 2.0}
 
 
 def test_work_that_was_done_is_a_rate() -> None:
-    assert verified(DONE, "ten", 100) == 50
-    assert verified({**DONE, "steps": None}, "ten", 100) == 50  # it records none
-    assert verified({**DONE, "runs": 60, "steps": 650, "executed": 660}, "ten", 100) == 30  # the time was over
+    assert verified(DONE, "ten", 100).rate("ten") == 500
+    cut_off = verified({**DONE, "runs": 60, "steps": 650, "executed": 660}, "ten", 100)
+    assert cut_off.rate("ten") == 325
+    queue = verified({"runs": 90, "steps": None, "executed": 95, "seconds": 2.0}, "one", 100)  # it records no steps
+    assert queue.rate("one") == 45
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"runs": 0},
+        {"runs": 0, "steps": 0},
         {"executed": 999},
         {"steps": 999},
         {"steps": 1001},
