@@ -37,17 +37,18 @@ def because(contestant: type[Contestant], figure: Figure) -> str | None:
 class Runner:
     """Measures every part for every contestant, one after the other, and then all of it again."""
 
-    def __init__(self, lab: Lab, form: Form, out: Console) -> None:
+    def __init__(self, lab: Lab, form: Form, out: Console, *, everybody: bool) -> None:
         self.results = Results()
         self.failures: list[str] = []
-        self._lab, self._form, self._out = lab, form, out
+        self._lab, self._form, self._out, self._everybody = lab, form, out, everybody
 
     def measure(self, parts: Sequence[Part], names: Sequence[str]) -> None:
         for part in parts:
-            able = [name for name in names if name in (part.contestants if self._form.full else part.quick)]
+            able = [name for name in names if name in (part.contestants if self._everybody else part.quick)]
             able = [name for name in able if self._can(part, CONTESTANTS[name])]
             # In two minutes there is no time to repeat what only one does.
-            for _ in range(min(part.repeats, self._form.repeats) if self._form.full or len(part.quick) > 1 else 1):
+            repeats = min(part.repeats, self._form.repeats) if self._form.full or len(part.quick) > 1 else 1
+            for _ in range(repeats):
                 for name in able:
                     self._one(part, name)
 
@@ -79,7 +80,7 @@ class Runner:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--full", action="store_true", help="everything, at full size; else about two minutes")
-    parser.add_argument("--only", default="", help="parts or scenarios, such as A,B.500")
+    parser.add_argument("--only", default="", help="parts or scenarios, such as A,B.500, of all who can")
     parser.add_argument("--contestants", default=",".join(CONTESTANTS), help=f"some of: {', '.join(CONTESTANTS)}")
     parser.add_argument("--no-write", action="store_true", help="leave results.md and the chart as they are")
     args = parser.parse_args()
@@ -90,7 +91,7 @@ def main() -> None:
     out, started = Console(), time.monotonic()
     form = FULL if args.full else QUICK
     with laboratory() as lab:
-        runner = Runner(lab, form, out)
+        runner = Runner(lab, form, out, everybody=form.full or bool(only))  # what is named is measured for all
         name = (
             f"the full form, {form.repeats} repetitions"
             if form.full
