@@ -118,6 +118,10 @@ bench-exchange: $(STAMP)  ## The same for fan-out, children, signals and transac
 bench-http: $(STAMP)  ## Triggers per second over HTTP, one server process, 64 connections; ARGS="--store sqlite --profile"
 	@$(BIN)/python -m benchmarks.http $(ARGS)
 
+.PHONY: bench-check
+bench-check: $(STAMP)  ## Is this tree slower than a commit? Counted work, then both in turns; BASE=main
+	@$(BIN)/python -m benchmarks.check $(or $(BASE),HEAD) $(ARGS)
+
 .PHONY: image
 image:  ## Build the image of examples/standalone, and ask it for its version; needs Docker
 	@docker build --quiet -f examples/standalone/Dockerfile -t durable-standalone .
