@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="everything, at full size; else about two minutes")
     parser.add_argument("--only", default="", help="parts or scenarios, such as A,B.500, of all who can")
     parser.add_argument("--contestants", default=",".join(CONTESTANTS), help=f"some of: {', '.join(CONTESTANTS)}")
+    parser.add_argument("--repeats", type=int, help="measurements of each figure, instead of the form's")
     parser.add_argument("--no-write", action="store_true", help="leave results.md and the chart as they are")
     args = parser.parse_args()
     only, names = [word for word in args.only.split(",") if word], args.contestants.split(",")
@@ -90,13 +91,10 @@ def main() -> None:
         parser.error(f"parts are {', '.join(part.key for part in PARTS)}; contestants are {', '.join(CONTESTANTS)}")
     out, started = Console(), time.monotonic()
     form = FULL if args.full else QUICK
+    form = form._replace(repeats=args.repeats or form.repeats)
     with laboratory() as lab:
         runner = Runner(lab, form, out, everybody=form.full or bool(only))  # what is named is measured for all
-        name = (
-            f"the full form, {form.repeats} repetitions"
-            if form.full
-            else f"the two-minute form, {form.repeats} repetitions"
-        )
+        name = f"the {'full' if form.full else 'two-minute'} form, repetitions: {form.repeats}"
         conditions = report.conditions(lab.version(), lab.settings(), name)
         runner.measure(parts, names)
     report.print_tables(out, runner.results)
