@@ -62,7 +62,6 @@ POISON: list[Callable[[], Any]] = [
     lambda: _nested(50_000, _name),
     _endless,
     lambda: "x" * 5_000_000,
-    lambda: "x" * 100_000_000,
 ]
 """What is not refused has to come back as it was, of its type."""
 
@@ -101,9 +100,14 @@ class Poisoned:
         return [echo, output, breaks, waits]
 
 
-async def test_P50_poison_comes_back_as_it_was_or_is_refused_with_a_typed_error(real_time: Backend) -> None:
+async def test_P50_poison_comes_back_as_it_was_or_is_refused_with_a_typed_error(
+    real_time: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     poisoned, refused, kept = Poisoned(), 0, 0
     echo, output, breaks, waits = flows = poisoned.flows()
+    # No store sees 100 MB, which the codec refuses at four: once is enough.
+    if real_time.name == "memory":
+        monkeypatch.setattr(f"{__name__}.POISON", [*POISON, lambda: "x" * 100_000_000])
     async with real_time.engine(*flows) as engine:
         for number, make in enumerate(POISON):
             handles: list[RunHandle[Any]] = []
