@@ -152,6 +152,10 @@ class StillRunning:
         future.add_done_callback(lambda _: self._running.pop(key, None))
         return future
 
+    def runs(self, key: str) -> bool:
+        """Whether a thread of an earlier attempt of this step still runs."""
+        return key in self._running
+
     async def ended(self, key: str) -> None:
         """Return when no thread of an earlier attempt of this step runs any more."""
         while (future := self._running.get(key)) is not None:
