@@ -24,7 +24,8 @@ ADDRESS = "postgresql://localhost/app"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# file: (\w+\.py)\n")
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+REPORTS = {"reliability.md", "performance.md", "scaling.md"}  # what was measured: figures and commands, no programs
+PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in REPORTS)]
 
 RUNNER = """
 import ast, asyncio, inspect, sys, types
