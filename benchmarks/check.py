@@ -86,19 +86,22 @@ class Tree:
         return [sys.executable, "-m", *arguments]
 
     @property
-    def where(self) -> dict[str, Any]:
-        # The directory in which it starts is looked into first: there is its durable; benchmarks are this tree's.
-        return {"cwd": self.folder, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True}
+    def environment(self) -> dict[str, str]:
+        """The directory in which it starts is looked into first: there is its durable; benchmarks are this tree's."""
+        return {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def counted(self) -> Mapping[str, Mapping[str, Any]]:
-        text: str = subprocess.check_output(self.python("benchmarks.counted"), **self.where)
+        command = self.python("benchmarks.counted")
+        text = subprocess.check_output(command, cwd=self.folder, env=self.environment, text=True)
         found: Mapping[str, Mapping[str, Any]] = json.loads(text)
         return found
 
     @contextmanager
     def serving(self, url: str) -> Generator[subprocess.Popen[str]]:
-        command = self.python("benchmarks.check", "--serve", url)
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **self.where) as process:
+        pipe, command = subprocess.PIPE, self.python("benchmarks.check", "--serve", url)
+        with subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, cwd=self.folder, env=self.environment, text=True
+        ) as process:
             yield process
 
 
