@@ -4,9 +4,9 @@
     python -m benchmarks.counted --write  …and into tests/postgres/counted.json, which a test compares
 
 Statements and round trips are counted on the wire, by a relay that reads the frontend's messages; rows and WAL by the
-server. Of each scenario's repetitions the most common count of the wire stands in the table (an idle worker's look at
-the queue may fall into one), and the mean of rows and WAL. Without full-page images: how many there are depends on when
-the last checkpoint was, not on the engine.
+server. Looks at the queue stand apart: one more or less depends on when a hint arrives, so there is only a least
+number of them; what each consists of is exact. Of rows and WAL the table has the mean of the repetitions, without
+full-page images: how many there are depends on when the last checkpoint was, not on the engine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -43,6 +43,7 @@ _SETTINGS = {
 }
 _BESIDE = {"renew", "notify", "server_now"}
 """Statements of the heartbeat and of hints: they come when time has passed, not when work was done."""
+_CLAIMS = {"claim_runs", "claim_limited"}
 _UNCOUNTED = {"workers", "migrations", "routes"}
 """Tables of the life of workers and schemas, not of runs."""
 
@@ -129,12 +130,14 @@ class Scenario:
         left: The state in which it leaves every run; pending: in an engine without a worker.
         times: Divides the figures of one repetition: how many runs, or steps, it is about.
         repeats: How often it is done.
+        shares: Several runs are on their way, and which of their writes share a flush is decided by the machine.
     """
 
     act: Callable[[Engine], Awaitable[None]]
     left: State = State.COMPLETED
     times: int = 1
     repeats: int = REPEATS
+    shares: bool = False
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -145,8 +148,8 @@ SCENARIOS: dict[str, Scenario] = {
     "run of ten steps": Scenario(_until_idle(ten_steps)),
     "run that sleeps, until it is parked": Scenario(_until_idle(sleeps), State.SLEEPING),
     "run that waits for a signal, which comes": Scenario(_signal),
-    "run with a child of one step": Scenario(_until_idle(calls_a_child)),
-    f"step of ten-step runs, {CROWD} in flight": Scenario(_crowd, times=10 * CROWD, repeats=3),
+    "run with a child of one step": Scenario(_until_idle(calls_a_child), shares=True),
+    f"step of ten-step runs, {CROWD} in flight": Scenario(_crowd, times=10 * CROWD, repeats=3, shares=True),
 }
 
 
@@ -160,6 +163,7 @@ class Wire:
         url: The same database, through the relay.
         executed: Statements, by their names under ``sql/``; others by their first words.
         syncs: How often a client asked for an answer.
+        looks: The same apart for what claims: its statements, and how often.
     """
 
     def __init__(self, url: str, schema: str) -> None:
@@ -169,9 +173,11 @@ class Wire:
         self.url = ""
         self.executed: Counter[str] = Counter()
         self.syncs = 0
+        self.looks: Counter[tuple[str, ...]] = Counter()
 
     def clear(self) -> None:
         self.executed.clear()
+        self.looks.clear()
         self.syncs = 0
 
     @asynccontextmanager
@@ -208,7 +214,7 @@ class Wire:
             length = await reader.readexactly(4)
             writer.write(length + await reader.readexactly(int.from_bytes(length) - 4))
             known: dict[bytes, str] = {}
-            bound, beside = "", False
+            bound, sent = "", list[str]()
             while True:
                 head = await reader.readexactly(5)
                 body = await reader.readexactly(int.from_bytes(head[1:]) - 4)
@@ -219,13 +225,21 @@ class Wire:
                     known[name] = self._name(sql.decode())
                 elif kind == b"B":
                     bound = known[body.split(b"\0", 2)[1]]
-                elif kind in b"EQ":
-                    what = bound if kind == b"E" else self._name(body[:-1].decode())
-                    beside = what in _BESIDE or " " in what
-                    if not beside:
-                        self.executed[what] += 1
-                elif kind == b"S" and not beside:
-                    self.syncs += 1
+                elif kind == b"E":
+                    sent.append(bound)
+                elif kind == b"S":
+                    self._count(sent)
+                    sent = []
+
+    def _count(self, sent: list[str]) -> None:
+        """One round trip."""
+        if not sent or any(what in _BESIDE or " " in what for what in sent):
+            return
+        if any(what in _CLAIMS for what in sent):
+            self.looks[tuple(sent)] += 1
+        else:
+            self.executed.update(sent)
+            self.syncs += 1
 
     def _name(self, sql: str) -> str:
         found = self._names.get(_bare(sql))
@@ -252,12 +266,22 @@ def _bare(sql: str) -> str:
 class Counted:
     """What one repetition of a scenario took, divided by its ``times``."""
 
+    looks: int = 0
+    look: list[list[str]] = field(default_factory=list[list[str]])
     statements: dict[str, float] = field(default_factory=dict[str, float])
     round_trips: float = 0.0
     transactions: float = 0.0
     rows: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
     wal_records: float = 0.0
     wal_bytes: float = 0.0
+
+
+class _Seen(NamedTuple):
+    """On the wire, in one repetition."""
+
+    executed: Counter[str]
+    syncs: int
+    looks: Counter[tuple[str, ...]]
 
 
 class Server:
@@ -275,7 +299,7 @@ class Server:
         wire = Wire(url, "durable")
         with psycopg.connect(url, autocommit=True) as watching:
             async with wire.listening():
-                seen: Counter[tuple[tuple[tuple[str, int], ...], int]] = Counter()
+                seen: list[_Seen] = []
                 await self._repeat(wire, scenario, 1, seen)  # routes are made, and the tables have their first pages
                 seen.clear()
                 before = await asyncio.to_thread(_stored, watching)
@@ -283,8 +307,7 @@ class Server:
                 after = await asyncio.to_thread(_stored, watching)
             states = watching.execute("SELECT DISTINCT state FROM durable.runs").fetchall()
             assert states == [(scenario.left.value,)], states
-        ((names, syncs), _) = seen.most_common(1)[0]
-        executed = dict(names)
+        one = min(seen, key=lambda one: (one.syncs, one.looks.total()))
         times, all_of = scenario.times, scenario.times * scenario.repeats
         rows = {
             table: {what: round(number / all_of, 2) for what, number in _less(after, before, table).items() if number}
@@ -292,17 +315,17 @@ class Server:
         }
         wal = _less(after, before, "wal")
         return Counted(
-            {name: round(number / times, 4) for name, number in executed.items()},
-            round(syncs / times, 4),
-            round(executed.get("COMMIT", 0) / times, 4),
+            min(found.looks.total() for found in seen),
+            sorted(map(list, {look for found in seen for look in found.looks})),
+            {name: round(number / times, 4) for name, number in sorted(one.executed.items())},
+            round(one.syncs / times, 4),
+            round(one.executed["COMMIT"] / times, 4),
             {table: what for table, what in rows.items() if what},
             round(wal["records"] / all_of, 2),
             round(wal["bytes"] / all_of, 1),
         )
 
-    async def _repeat(
-        self, wire: Wire, scenario: Scenario, repeats: int, seen: Counter[tuple[tuple[tuple[str, int], ...], int]]
-    ) -> None:
+    async def _repeat(self, wire: Wire, scenario: Scenario, repeats: int, seen: list[_Seen]) -> None:
         options = WorkerOptions(concurrency=CROWD, linger=0, lease=600)
         engine = Engine(store_for(wire.url, "durable"), workflows=FLOWS, worker=options)
         works = scenario.left is not State.PENDING
@@ -312,7 +335,7 @@ class Server:
             for _ in range(repeats):
                 wire.clear()
                 await scenario.act(engine)
-                seen[tuple(sorted(wire.executed.items())), wire.syncs] += 1
+                seen.append(_Seen(wire.executed.copy(), wire.syncs, wire.looks.copy()))
 
 
 def _stored(connection: psycopg.Connection[Any]) -> dict[str, dict[str, float]]:

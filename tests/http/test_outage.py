@@ -139,9 +139,13 @@ async def test_P10_a_stopped_postgres_is_503_until_it_is_back(durable_postgres: 
 
 async def test_a_time_that_is_over_is_not_extended_before_its_request_has_noticed() -> None:
     """The last piece of a body that comes in the pass of the loop in which the time runs out: 503, not 500."""
-    with pytest.raises(TimeoutError):
+
+    async def late() -> None:
         async with Outage(None).within(0.0) as allowance:
             try:
                 await asyncio.Event().wait()
             finally:
                 allowance.extend(60.0)
+
+    with pytest.raises(TimeoutError):
+        await late()
