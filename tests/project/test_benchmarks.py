@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from io import StringIO
+from typing import cast
 from xml.etree import ElementTree as ET
 
 import pytest
+from rich.console import Console
 
+from benchmarks.__main__ import Runner
 from benchmarks.chart import chart
 from benchmarks.contestants import CONTESTANTS
+from benchmarks.contestants.base import Contestant
 from benchmarks.figures import (
     Cell,
     Figure,
@@ -23,11 +28,13 @@ from benchmarks.figures import (
     shown,
     shown_cell,
 )
-from benchmarks.lab import Wrong
+from benchmarks.lab import Lab, TooLong, Wrong
 from benchmarks.report import SCENARIOS, rendered
 from benchmarks.scenarios import PARTS
+from benchmarks.scenarios.base import QUICK, Form, Part
 from benchmarks.scenarios.throughput import verified
 from benchmarks.targets import TARGETS
+from durable.testing.postgres import OwnServer
 
 STEPS = Figure("B.500", "ten-step runs, 500 in flight", "steps/s")
 WAIT = Figure("D.same", "latency, p50", "ms", more=False)
@@ -104,6 +111,27 @@ def test_the_chart_is_longest_for_the_quickest_and_made_for_light_and_dark() -> 
     assert "prefers-color-scheme: dark" in text
     assert "60,000" in text
     assert "250 × less" in text
+
+
+def test_contestants_take_turns_and_a_failure_is_said_and_gives_no_figure() -> None:
+    calls: list[str] = []
+
+    def measure(lab: Lab, contestant: type[Contestant], form: Form) -> dict[str, float]:
+        calls.append(contestant.name)
+        if contestant.name == "absurd":
+            raise TooLong("absurd: no answer in 60 s")
+        return {"B.500": float(len(calls))}
+
+    names = ("durable", "absurd", "pgqueuer")
+    with StringIO() as terminal:
+        lab = Lab(cast("OwnServer", None))
+        runner = Runner(lab, QUICK._replace(repeats=2), Console(file=terminal), everybody=False)
+        runner.measure([Part("B.500", (STEPS,), measure, names, names)], names)
+    assert calls == ["durable", "absurd", "durable", "absurd"]
+    assert runner.results.cells["B.500", "durable"].samples == (1.0, 3.0)
+    assert runner.failures == ["B.500, absurd: no answer in 60 s"] * 2
+    assert ("B.500", "absurd") not in runner.results.cells
+    assert runner.results.cells["B.500", "pgqueuer"].because
 
 
 DONE = {"runs": 100, "steps": 1000, "executed": 1000, "seconds": 2.0}
