@@ -13,7 +13,6 @@ from benchmarks.machine import processes_cpu, server_pids
 from benchmarks.scenarios.base import EVERYBODY, Form, Part, amount
 from benchmarks.work import STEPS
 
-
 SQLITE = ("durable on SQLite",)
 
 
