@@ -64,7 +64,7 @@ class Runner:
         try:
             values = part.measure(self._lab, CONTESTANTS[name], self._form)
         except (TooLong, Wrong) as error:
-            self.failures.append(f"{part.key}, {error}")
+            self.failures.append(f"{part.key}, {name}: {error}")
             self._out.print(f"{part.key:12} {name:18} [red]{error}[/red]")
             return
         for figure in part.figures:
