@@ -44,8 +44,8 @@ class Runner:
 
     def measure(self, parts: Sequence[Part], names: Sequence[str]) -> None:
         for part in parts:
-            able = [name for name in names if name in (part.contestants if self._everybody else part.quick)]
-            able = [name for name in able if self._can(part, CONTESTANTS[name])]
+            able = [name for name in names if name in part.contestants and self._can(part, CONTESTANTS[name])]
+            able = able if self._everybody else [name for name in able if name in part.quick]
             # In two minutes there is no time to repeat what only one does.
             repeats = min(part.repeats, self._form.repeats) if self._form.full or len(part.quick) > 1 else 1
             for _ in range(repeats):
@@ -64,7 +64,7 @@ class Runner:
         try:
             values = part.measure(self._lab, CONTESTANTS[name], self._form)
         except (TooLong, Wrong) as error:
-            self.failures.append(f"{part.key}, {error}")
+            self.failures.append(f"{part.key}, {name}: {error}")
             self._out.print(f"{part.key:12} {name:18} [red]{error}[/red]")
             return
         for figure in part.figures:

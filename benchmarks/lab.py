@@ -50,7 +50,7 @@ class Process:
     """A contestant's process. Used as a context manager it is killed at the end, whatever it does."""
 
     def __init__(self, target: Target, action: str, in_flight: int, arguments: dict[str, Any]) -> None:
-        self._name = f"{target.contestant.name}, {action}"
+        self._name = action
         spec = {
             "contestant": target.contestant.name,
             "url": target.url,
@@ -182,7 +182,7 @@ class Lab:
         deadline = time.monotonic() + timeout
         while not self.sql(target.url, query):
             if time.monotonic() > deadline:
-                raise TooLong(f"{target.contestant.name}: not in {timeout:.0f} s: {query}")
+                raise TooLong(f"not in {timeout:.0f} s: {query}")
             time.sleep(0.05)
 
     def version(self) -> str:

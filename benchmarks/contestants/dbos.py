@@ -20,7 +20,7 @@ class Dbos(Contestant):
         "Asynchronous workflows and steps. Drained from a queue with `worker_concurrency=<in flight>` and "
         "`polling_interval_sec=0.01` (its default of 1 s would be what is measured), started directly by "
         "`start_workflow_async` where the trigger is measured too (a queue would add a poll to each). "
-        "`sys_db_pool_size=20`, its default: 50 was no quicker. Logs off. uvloop."
+        "`sys_db_pool_size=20`, its default. Logs off. uvloop."
     )
     cannot: ClassVar = {
         "E.takeover": "another process takes over only with Conductor, a paid service, or when it is started with the "

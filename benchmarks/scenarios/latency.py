@@ -8,7 +8,7 @@ from benchmarks.contestants.base import Contestant
 from benchmarks.figures import Figure, percentile
 from benchmarks.lab import Lab, Wrong
 from benchmarks.scenarios.base import EVERYBODY, Form, Part
-from benchmarks.scenarios.throughput import DURABLE_PEERS, SQLITE
+from benchmarks.scenarios.throughput import SQLITE
 from benchmarks.work import STEPS
 
 
@@ -111,14 +111,14 @@ PARTS = (
             Figure("E.growth", "10,000 against 1,000, less the 10", "times as long", more=False),
         ),
         resumed,
-        ("durable", "dbos", "absurd", "procrastinate", "pgqueuer", "floor"),
+        EVERYBODY,
         repeats=3,
     ),
     Part(
         "E.takeover",
         (Figure("E.takeover", "first record of another worker after a SIGKILL", "s", more=False),),
         taken_over,
-        ("durable", "dbos", "absurd", "floor"),
+        EVERYBODY,
         (),
         repeats=1,
     ),
@@ -126,26 +126,26 @@ PARTS = (
         "D.same",
         latency_figures("D.same", "a three-step run on an idle system, same process"),
         lambda lab, contestant, form: same_process(lab, contestant, form, "D.same"),
-        DURABLE_PEERS,
-        DURABLE_PEERS,
+        EVERYBODY,
+        EVERYBODY,
     ),
     Part(
         "D.other",
         latency_figures("D.other", "a three-step run on an idle system, another process"),
         other_process,
-        DURABLE_PEERS,
+        EVERYBODY,
     ),
     Part(
         "I.children",
         (Figure("I.children", "one run with 100 children, gathered, p50", "ms", more=False),),
         lambda lab, contestant, form: fan_out(lab, contestant, form, "children"),
-        DURABLE_PEERS,
+        EVERYBODY,
     ),
     Part(
         "I.parallel",
         (Figure("I.parallel", "one run with 100 parallel steps, p50", "ms", more=False),),
         lambda lab, contestant, form: fan_out(lab, contestant, form, "parallel"),
-        DURABLE_PEERS,
+        EVERYBODY,
     ),
     Part(
         "J.1",

@@ -13,7 +13,6 @@ from benchmarks.machine import processes_cpu, server_pids
 from benchmarks.scenarios.base import EVERYBODY, Form, Part, amount
 from benchmarks.work import STEPS
 
-DURABLE_PEERS = ("durable", "dbos", "absurd", "floor")
 SQLITE = ("durable on SQLite",)
 
 
@@ -119,7 +118,7 @@ def in_flight(number: int, quick: tuple[str, ...]) -> Part:
         key,
         rate(key, f"ten-step runs, {number} in flight", "steps/s"),
         lambda lab, contestant, form: drained(lab, contestant, form, key, "ten", number),
-        DURABLE_PEERS,
+        EVERYBODY,
         quick,
     )
 
@@ -144,14 +143,14 @@ PARTS = (
         EVERYBODY,
     ),
     in_flight(1, ()),
-    in_flight(8, DURABLE_PEERS),
+    in_flight(8, EVERYBODY),
     in_flight(50, ()),
-    in_flight(500, DURABLE_PEERS),
+    in_flight(500, EVERYBODY),
     Part(
         "C.two",
         (Figure("C.two", "ten-step runs, two processes, 500 in flight each", "steps/s"),),
         two_workers,
-        DURABLE_PEERS,
+        EVERYBODY,
     ),
     Part(
         "M.drain",

@@ -8,8 +8,8 @@ from benchmarks.contestants.base import Contestant
 from benchmarks.figures import Figure, percentile
 from benchmarks.lab import Lab, Target, Wrong
 from benchmarks.machine import resident
-from benchmarks.scenarios.base import OURS_ALONE, Form, Part
-from benchmarks.scenarios.throughput import DURABLE_PEERS, drained
+from benchmarks.scenarios.base import EVERYBODY, OURS_ALONE, Form, Part
+from benchmarks.scenarios.throughput import drained
 
 SMALL, LARGE = 20_000, 1_000_000
 STAGES = {
@@ -196,7 +196,7 @@ PARTS = (
             Figure("H.blobs.cpu", "processor time of each, client and server", "µs", more=False),
         ),
         lambda lab, contestant, form: drained(lab, contestant, form, "H.blobs", "blob", 50),
-        DURABLE_PEERS,
+        EVERYBODY,
         repeats=3,
     ),
     Part(

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+from typing import cast
 from xml.etree import ElementTree as ET
 
 import pytest
+from rich.console import Console
 
+from benchmarks.__main__ import Runner
 from benchmarks.chart import chart
 from benchmarks.contestants import CONTESTANTS
+from benchmarks.contestants.base import Contestant
 from benchmarks.figures import (
     Cell,
     Figure,
@@ -23,12 +30,15 @@ from benchmarks.figures import (
     shown,
     shown_cell,
 )
-from benchmarks.lab import Wrong
+from benchmarks.lab import Lab, TooLong, Wrong
 from benchmarks.report import SCENARIOS, rendered
 from benchmarks.scenarios import PARTS
+from benchmarks.scenarios.base import QUICK, Form, Part
 from benchmarks.scenarios.throughput import verified
 from benchmarks.targets import TARGETS
+from durable.testing.postgres import OwnServer
 
+ROOT = Path(__file__).parents[2]
 STEPS = Figure("B.500", "ten-step runs, 500 in flight", "steps/s")
 WAIT = Figure("D.same", "latency, p50", "ms", more=False)
 
@@ -106,6 +116,27 @@ def test_the_chart_is_longest_for_the_quickest_and_made_for_light_and_dark() -> 
     assert "250 × less" in text
 
 
+def test_contestants_take_turns_and_a_failure_is_said_and_gives_no_figure() -> None:
+    calls: list[str] = []
+
+    def measure(lab: Lab, contestant: type[Contestant], form: Form) -> dict[str, float]:
+        calls.append(contestant.name)
+        if contestant.name == "absurd":
+            raise TooLong("drain: no answer in 60 s")
+        return {"B.500": float(len(calls))}
+
+    names = ("durable", "absurd", "pgqueuer")
+    with StringIO() as terminal:
+        lab = Lab(cast("OwnServer", None))
+        runner = Runner(lab, QUICK._replace(repeats=2), Console(file=terminal), everybody=False)
+        runner.measure([Part("B.500", (STEPS,), measure, names, names)], names)
+    assert calls == ["durable", "absurd", "durable", "absurd"]
+    assert runner.results.cells["B.500", "durable"].samples == (1.0, 3.0)
+    assert runner.failures == ["B.500, absurd: drain: no answer in 60 s"] * 2
+    assert ("B.500", "absurd") not in runner.results.cells
+    assert runner.results.cells["B.500", "pgqueuer"].because
+
+
 DONE = {"runs": 100, "steps": 1000, "executed": 1000, "seconds": 2.0}
 
 
@@ -144,3 +175,12 @@ def test_every_target_and_every_reason_is_about_a_figure_that_is_measured() -> N
     assert {target.key for target in TARGETS} <= figures
     for contestant in CONTESTANTS.values():
         assert set(contestant.cannot) <= figures | set(SCENARIOS), contestant.name
+
+
+def test_the_checked_in_results_are_of_this_harness() -> None:
+    text = (ROOT / "benchmarks/results.md").read_text("utf-8")
+    for name in CONTESTANTS:
+        assert f"* **{name}** (" in text
+    for target in TARGETS:
+        assert f"| {target.says} |" in text
+    assert re.search(r"^\* \d+ \w+ \d{4}, commit [0-9a-f]{12}", text, re.MULTILINE)
