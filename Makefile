@@ -71,6 +71,14 @@ races: $(STAMP)  ## Signals, deadlines, children and cancels against what a run 
 ticks: $(STAMP)  ## A schedule of every second for two minutes, ten engines, one killed every three seconds
 	@TICK_ENGINES=10 TICK_SECONDS=120 $(BIN)/pytest tests/processes/test_ticks.py --timeout=600 $(ARGS)
 
+.PHONY: model
+model: $(STAMP)  ## Random store operations on memory, SQLite, Postgres and an oracle; OPERATIONS=200000 SEED=1
+	@$(BIN)/python -m tests.model --operations $(or $(OPERATIONS),200000) --seed $(or $(SEED),1) $(ARGS)
+
+.PHONY: evict
+evict: $(STAMP)  ## All tests of the engine, with each run evicted and replayed after every record
+	@EVICT=1 $(PYTEST) tests/engine $(ARGS)
+
 .PHONY: fuzz-http
 fuzz-http: $(STAMP)  ## 10,000 requests that schemathesis makes up from the OpenAPI document; another seed each time
 	@FUZZ_EXAMPLES=400 FUZZ_SEED=$${FUZZ_SEED:-$$RANDOM} $(BIN)/pytest tests/http/test_fuzz.py -o faulthandler_timeout=0 --durations=0 $(ARGS)
@@ -117,6 +125,10 @@ bench-exchange: $(STAMP)  ## The same for fan-out, children, signals and transac
 .PHONY: bench-http
 bench-http: $(STAMP)  ## Triggers per second over HTTP, one server process, 64 connections; ARGS="--store sqlite --profile"
 	@$(BIN)/python -m benchmarks.http $(ARGS)
+
+.PHONY: bench-check
+bench-check: $(STAMP)  ## Is this tree slower than a commit? Counted work, then both in turns; BASE=main
+	@$(BIN)/python -m benchmarks.check $(or $(BASE),HEAD) $(ARGS)
 
 .PHONY: image
 image:  ## Build the image of examples/standalone, and ask it for its version; needs Docker

@@ -37,17 +37,18 @@ def because(contestant: type[Contestant], figure: Figure) -> str | None:
 class Runner:
     """Measures every part for every contestant, one after the other, and then all of it again."""
 
-    def __init__(self, lab: Lab, form: Form, out: Console) -> None:
+    def __init__(self, lab: Lab, form: Form, out: Console, *, everybody: bool) -> None:
         self.results = Results()
         self.failures: list[str] = []
-        self._lab, self._form, self._out = lab, form, out
+        self._lab, self._form, self._out, self._everybody = lab, form, out, everybody
 
     def measure(self, parts: Sequence[Part], names: Sequence[str]) -> None:
         for part in parts:
-            able = [name for name in names if name in (part.contestants if self._form.full else part.quick)]
+            able = [name for name in names if name in (part.contestants if self._everybody else part.quick)]
             able = [name for name in able if self._can(part, CONTESTANTS[name])]
             # In two minutes there is no time to repeat what only one does.
-            for _ in range(min(part.repeats, self._form.repeats) if self._form.full or len(part.quick) > 1 else 1):
+            repeats = min(part.repeats, self._form.repeats) if self._form.full or len(part.quick) > 1 else 1
+            for _ in range(repeats):
                 for name in able:
                     self._one(part, name)
 
@@ -79,8 +80,9 @@ class Runner:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--full", action="store_true", help="everything, at full size; else about two minutes")
-    parser.add_argument("--only", default="", help="parts or scenarios, such as A,B.500")
+    parser.add_argument("--only", default="", help="parts or scenarios, such as A,B.500, of all who can")
     parser.add_argument("--contestants", default=",".join(CONTESTANTS), help=f"some of: {', '.join(CONTESTANTS)}")
+    parser.add_argument("--repeats", type=int, help="measurements of each figure, instead of the form's")
     parser.add_argument("--no-write", action="store_true", help="leave results.md and the chart as they are")
     args = parser.parse_args()
     only, names = [word for word in args.only.split(",") if word], args.contestants.split(",")
@@ -89,13 +91,10 @@ def main() -> None:
         parser.error(f"parts are {', '.join(part.key for part in PARTS)}; contestants are {', '.join(CONTESTANTS)}")
     out, started = Console(), time.monotonic()
     form = FULL if args.full else QUICK
+    form = form._replace(repeats=args.repeats or form.repeats)
     with laboratory() as lab:
-        runner = Runner(lab, form, out)
-        name = (
-            f"the full form, {form.repeats} repetitions"
-            if form.full
-            else f"the two-minute form, {form.repeats} repetitions"
-        )
+        runner = Runner(lab, form, out, everybody=form.full or bool(only))  # what is named is measured for all
+        name = f"the {'full' if form.full else 'two-minute'} form, repetitions: {form.repeats}"
         conditions = report.conditions(lab.version(), lab.settings(), name)
         runner.measure(parts, names)
     report.print_tables(out, runner.results)

@@ -1,7 +1,7 @@
-"""The process in which a contestant works: `python -m benchmarks.child <JSON>`, started by the lab and ended by it.
+"""The process in which a contestant works: `python -m benchmarks.child`, started by the lab and ended by it.
 
-It says that it is ready when everything is imported, begins when it is told to, and says what it measured: each as one
-line of JSON.
+It is told what to do, says that it is ready when everything is imported, begins when it is told to, and says what it
+measured: each as one line of JSON. (No arguments: the address has a password, which every process could read there.)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ async def measured(spec: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    spec = json.loads(sys.argv[1])
+    spec = json.loads(sys.stdin.readline())
     try:
         import uvloop
     except ImportError:  # Windows

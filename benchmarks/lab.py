@@ -60,7 +60,8 @@ class Process:
         }
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen[bytes](
-            [sys.executable, "-m", "benchmarks.child", json.dumps(spec)],
+            [sys.executable, "-m", "benchmarks.child"],
+            cwd=Path(__file__).parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -68,6 +69,7 @@ class Process:
         )
         self.pid = self._process.pid
         self._lines = b""
+        self._say(json.dumps(spec))
 
     def begin(self, timeout: float = 60) -> None:
         """Wait until it is ready, and let it begin."""
@@ -75,8 +77,11 @@ class Process:
         self.nudge()
 
     def nudge(self) -> None:
+        self._say("")
+
+    def _say(self, line: str) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(b"\n")
+        self._process.stdin.write(line.encode() + b"\n")
         self._process.stdin.flush()
 
     def answer(self, timeout: float) -> dict[str, Any]:

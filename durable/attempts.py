@@ -84,7 +84,7 @@ class Attempts:
         self.busy += 1
         try:
             while True:
-                while (gate := self._gate(started := time.monotonic(), before)) is not None:
+                while (gate := self._gate(started := time.monotonic(), before, op, call)) is not None:
                     await gate
                 host, attempt = self._host, Attempt(self._run.id, op.key, number, call.shared)
                 if host.hooks.active:
@@ -147,8 +147,10 @@ class Attempts:
         self._resumed.clear()
         await self._resumed.wait()
 
-    def _gate(self, now: float, before: Pending | None) -> Awaitable[None] | None:
+    def _gate(self, now: float, before: Pending | None, op: Operation, call: Call) -> Awaitable[None] | None:
         """What an attempt has to wait for: all before it is committed, the lease holds, nobody drains.
+
+        And an earlier attempt's thread, which may outlast the lease: what follows its end asks for all that again.
 
         Before it is what was written when it was called. What others that stand beside it have written since cannot
         have led to it; waiting for that too, 500 quick steps side by side made 500 commits, each waking all the others.
@@ -161,6 +163,10 @@ class Attempts:
             return self._reopened()
         if now >= self._host.deadline:
             return self._host.renewed()
+        if not call.on_loop:
+            key = CurrentStep(self._run.id, op.key, 0, call.shared).idempotency_key
+            if self._host.threads.runs(key):
+                return self._host.threads.ended(key)
         return None
 
     async def _reopened(self) -> None:

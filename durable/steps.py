@@ -152,6 +152,10 @@ class StillRunning:
         future.add_done_callback(lambda _: self._running.pop(key, None))
         return future
 
+    def runs(self, key: str) -> bool:
+        """Whether a thread of an earlier attempt of this step still runs."""
+        return key in self._running
+
     async def ended(self, key: str) -> None:
         """Return when no thread of an earlier attempt of this step runs any more."""
         while (future := self._running.get(key)) is not None:
@@ -164,9 +168,11 @@ def called(call: Call, step: CurrentStep, threads: StillRunning) -> Awaitable[An
     What is awaited raises what the function raises, and TimeoutError when the timeout has passed: a coroutine is
     cancelled then; a thread goes on and its result is dropped. ``failure_of`` says what is a failure of the step.
     """
-    if call.on_loop and call.timeout is None:  # in the caller's own task: a coroutine less, and no task
+    if call.timeout is not None:
+        return _within(call, step, threads, call.timeout)
+    if call.on_loop:  # in the caller's own task: a coroutine less, and no task
         return call.fn(*call.args)  # type: ignore[no-any-return]
-    return _apart(call, step, threads)
+    return _in_thread(call, step, threads)
 
 
 def failure_of(error: BaseException, step: CurrentStep) -> Exception:
@@ -193,14 +199,6 @@ def _contained(error: BaseException) -> DurableError:
     contained = DurableError(f"the step function raised {type(error).__name__}")
     contained.__cause__ = error
     return contained
-
-
-async def _apart(call: Call, step: CurrentStep, threads: StillRunning) -> Any:
-    if not call.on_loop:  # before the timeout begins: to wait for an earlier attempt is no attempt
-        await threads.ended(step.idempotency_key)
-    if call.timeout is None:
-        return await _in_thread(call, step, threads)
-    return await _within(call, step, threads, call.timeout)
 
 
 async def _in_thread(call: Call, step: CurrentStep, threads: StillRunning) -> Any:

@@ -59,8 +59,9 @@ class Dbos(Contestant):
             return len(await blobbed(MEGABYTE))
 
         async def children(count: int) -> int:
-            handles = [await self._dbos.start_workflow_async(self._works["one"], n) for n in range(count)]
-            return sum([await handle.get_result() for handle in handles])
+            starts = (self._dbos.start_workflow_async(self._works["one"], n) for n in range(count))
+            handles = await asyncio.gather(*starts)
+            return sum(await asyncio.gather(*(handle.get_result() for handle in handles)))
 
         async def parallel(count: int) -> int:
             return sum(await asyncio.gather(*(added(n, 0) for n in range(count))))
@@ -121,7 +122,7 @@ class Dbos(Contestant):
         return await self._dbos.enqueue_workflow_async(QUEUE, self._works[work], start)
 
     async def result(self, run: Any) -> Any:
-        return await run.get_result()
+        return await run.get_result(polling_interval_sec=0.01)
 
     async def settle(self, steps: int) -> str:
         """It waits in memory, so here a step does: the run goes on when the executor is started again."""
@@ -134,7 +135,7 @@ class Dbos(Contestant):
 
     async def resume(self, run: str) -> Any:
         """Its launch has taken it up already."""
-        return await (await self._dbos.retrieve_workflow_async(run)).get_result()
+        return await self.result(await self._dbos.retrieve_workflow_async(run))
 
     def counts(self) -> Counts:
         return Counts(

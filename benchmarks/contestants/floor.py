@@ -67,10 +67,9 @@ class Floor(Contestant):
         super().__init__(url, in_flight)
         self._writes: list[Write] = []
         self._triggers: list[tuple[str, int, asyncio.Future[int]]] = []
-        self._results: dict[int, asyncio.Future[str]] = {}
+        self._results: dict[int, asyncio.Future[int]] = {}
         self._free = in_flight
         self._to_write, self._to_trigger, self._to_claim = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._running: set[asyncio.Task[None]] = set()
 
     async def install(self) -> None:
         async with await psycopg.AsyncConnection.connect(self.url, autocommit=True) as connection:
@@ -94,13 +93,14 @@ class Floor(Contestant):
                 await stack.enter_async_context(await psycopg.AsyncConnection.connect(self.url, autocommit=True))
                 for _ in loops
             ]
-            tasks = [asyncio.create_task(loop(connection)) for loop, connection in zip(loops, connections, strict=True)]
-            try:
+            async with asyncio.TaskGroup() as self._tasks:  # one that fails ends the measurement
+                tasks = [
+                    self._tasks.create_task(loop(connection))
+                    for loop, connection in zip(loops, connections, strict=True)
+                ]
                 yield
-            finally:
                 for task in tasks:
                     task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
 
     async def trigger_many(self, work: str, starts: Sequence[int]) -> Sequence[int]:
         return await asyncio.gather(*(self._triggered(work, start) for start in starts))
@@ -114,7 +114,7 @@ class Floor(Contestant):
         self._to_trigger.set()
         return future
 
-    async def result(self, run: int) -> str:
+    async def result(self, run: int) -> int:
         return await self._results.setdefault(run, asyncio.get_running_loop().create_future())
 
     async def _triggering(self, connection: psycopg.AsyncConnection[Any]) -> None:
@@ -136,9 +136,7 @@ class Floor(Contestant):
             rows = await (await connection.execute(CLAIM, [self._free])).fetchall() if self._free else []
             self._free -= len(rows)
             for run, work, start in rows:
-                task = asyncio.create_task(self._execute(run, work, start))
-                self._running.add(task)
-                task.add_done_callback(self._running.discard)
+                self._tasks.create_task(self._execute(run, work, start))
             if not rows:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._to_claim.wait(), 1)
@@ -150,7 +148,7 @@ class Floor(Contestant):
             await self._step(run, start, total, total)
         elif work == "children":
             children = await self.trigger_many("one", range(start))
-            total = sum(map(int, await asyncio.gather(*map(self.result, children))))
+            total = sum(await asyncio.gather(*map(self.result, children)))
             await self._step(run, 0, total, total)
         elif work == "blob":
             await self._step(run, 0, await blob(MEGABYTE), MEGABYTE)
@@ -162,7 +160,7 @@ class Floor(Contestant):
         self._free += 1
         self._to_claim.set()
         if (future := self._results.pop(run, None)) is not None:
-            future.set_result(str(total))
+            future.set_result(total)
 
     async def _added(self, run: int, n: int) -> int:
         return await self._step(run, n, await add(n, 0))

@@ -14,6 +14,9 @@ from benchmarks.work import STEPS
 EVERYBODY = ("durable", "dbos", "absurd", "procrastinate", "pgqueuer", "floor")
 OURS_ALONE = ("durable",)
 
+RUN = 2
+"""What a run costs beside its steps, in steps, roughly."""
+
 
 class Form(NamedTuple):
     """How much is measured.
@@ -61,5 +64,5 @@ def amount(contestant: type[Contestant], work: str, in_flight: int, form: Form) 
     """Runs that it can be expected to do in the form's seconds; enough of them to be in flight."""
     if work == "blob":
         return 300 if form.full else 60
-    usual = contestant.pace[in_flight] * form.seconds / STEPS[work]
+    usual = contestant.pace[in_flight] * form.seconds / (STEPS[work] + RUN)
     return max(round(usual), 2 * in_flight if form.full else in_flight // 4, 10)

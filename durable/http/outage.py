@@ -40,8 +40,9 @@ class Allowance:
         """It takes long by design, whether the store answers or not."""
 
     def extend(self, seconds: float) -> None:
-        """Let it take so many seconds from now on."""
-        self.timeout.reschedule(asyncio.get_running_loop().time() + seconds)
+        """Let it take so many seconds from now on; when it is over it stays so, also before its task has noticed."""
+        if not self.timeout.expired():  # under a load that holds the loop up, both happen in one pass of it
+            self.timeout.reschedule(asyncio.get_running_loop().time() + seconds)
 
 
 class Outage:

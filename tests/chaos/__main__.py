@@ -102,7 +102,7 @@ GATES: dict[str, Gate] = {
     "values": Gate(gates_values.VALUES, partial(gates_values.poison_values, workers=2, patience=PATIENCE)),
     "names": Gate(gates_values.NAMES, gates_values.hostile_names),
     "loops": Gate(gates_load.LOOPS, partial(gates_load.blocked_loops, runs=60, workers=4, lease=2.0)),
-    "timers": Gate(gates_load.TIMERS, partial(gates_load.timers, number=50_000, ahead=90, workers=2)),
+    "timers": Gate(gates_load.TIMERS, partial(gates_load.timers, number=50_000, ahead=240, workers=2)),
     "keys": Gate(gates_load.KEYS, partial(gates_load.equal_keys, keys=100, callers=200, engines=8)),
     "clocks": Gate(
         gates_load.CLOCKS,

@@ -124,7 +124,7 @@ async def wrong_clocks(place: Place, *, runs: int, skew: float, without: str = "
         nurseries = [Nursery({**settings, "FAKETIME": f"{sign}{skew:g}s"}) for sign in "+-"]
         try:
             async with arena(place) as site, site.client() as client:
-                options = {"lease": 2.0, "poll_interval": 0.2, "concurrency": 5, "linger": 0.0}  # few: both get some
+                options = {"lease": 10.0, "poll_interval": 0.2, "concurrency": 5, "linger": 0.0}  # few: both get some
                 for nursery in nurseries:
                     worker = await site.worker(nursery, options=options, pace=SLOW, without=without)
                     await site.until(lambda worker=worker: worker.take("up"), "worker that is up")  # type: ignore[misc]

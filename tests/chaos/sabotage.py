@@ -150,12 +150,12 @@ def pastes(store: PostgresStore) -> None:
     """Somebody looks for a run by a statement with the key's text in it."""
     create = store.create_runs
 
-    async def careless(runs: Sequence[NewRun]) -> list[Created]:
+    async def careless(runs: Sequence[NewRun], start: Start | None = None) -> list[Created]:
         for run in runs:
             if run.key is not None:
                 with psycopg.connect(store._given_url, autocommit=True) as connection, suppress(psycopg.Error):
                     connection.execute(f"SELECT id FROM durable.runs WHERE key = '{run.key}'".encode())
-        return await create(runs)
+        return await create(runs, start)
 
     store.create_runs = careless  # type: ignore[method-assign]
 

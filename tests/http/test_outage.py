@@ -8,9 +8,11 @@ from collections import Counter
 from typing import Any
 
 import httpx
+import pytest
 
 from durable import Engine
 from durable.http import Server, serve
+from durable.http.outage import Outage
 from durable.testing.postgres import OwnServer
 from tests.http.flows import FLOWS
 from tests.http.serving import SOON
@@ -133,3 +135,13 @@ async def test_P10_a_stopped_postgres_is_503_until_it_is_back(durable_postgres: 
             if (cursor := page.next_cursor) is None:
                 break
         assert found == load.acknowledged
+
+
+async def test_a_time_that_is_over_is_not_extended_before_its_request_has_noticed() -> None:
+    """The last piece of a body that comes in the pass of the loop in which the time runs out: 503, not 500."""
+    with pytest.raises(TimeoutError):
+        async with Outage(None).within(0.0) as allowance:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                allowance.extend(60.0)

@@ -74,11 +74,14 @@ class Clients:
         self._about(op, process, partial(process.engine.resume, by=op["by"]))
 
     def _retry(self, op: Operation, process: Process) -> None:
-        self._about(op, process, partial(process.engine.retry, by=op["by"]))
+        self._about(op, process, partial(process.engine.retry, by=op["by"], from_step=op.get("step")))
 
     def _about(self, op: Operation, process: Process, ask: Any) -> None:
         if (run_id := self._runs.get(op["target"])) is not None:
             process.spawn(ask(run_id), op["op"])
+
+    def _prune(self, op: Operation, process: Process) -> None:
+        process.spawn(process.engine.prune(op["age"]), "prune")
 
     def _publish(self, op: Operation, process: Process) -> None:
         process.spawn(process.engine.publish(op["topic"], f"evt:{op['id']}:", retention=5.0), "publish")

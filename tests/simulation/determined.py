@@ -27,6 +27,7 @@ from durable import (
     worker,
 )
 from tests.simulation.heartbeat import HeartbeatOnLoop
+from tests.simulation.threads import ThreadsOnLoop
 
 
 class _Chance:
@@ -79,6 +80,7 @@ def determined(
         patch.object(attempts, "random", rng.random),
         patch.object(execution, "random", rng.random),
         patch.object(worker, "Heartbeat", HeartbeatOnLoop),
+        patch.object(worker, "ThreadPool", ThreadsOnLoop),
     ]
     propagate = log.propagate
     log.addHandler(listener)

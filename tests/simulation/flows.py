@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from durable import ChildFailed, Context, Retry, StepFailed, WaitTimeout, current_step, workflow
+from tests.simulation.threads import Takes
 
 if TYPE_CHECKING:
     from tests.simulation.process import Process
@@ -61,10 +62,12 @@ class Flows:
         match op["op"]:
             case "step":
                 key = f"{prefix}{name}"
+                made = self._in_thread if op.get("thread") else self._effect
                 effect = ctx.step(
                     name,
-                    partial(self._effect, process, key, before),
+                    partial(made, process, key, before),
                     op,
+                    timeout=op.get("timeout"),
                     retry=Retry(op["attempts"], "fixed", initial_delay=op["backoff"]),
                     compensate=partial(self._undo, process, key) if op["undo"] else None,
                     idempotency_key=op.get("shared"),
@@ -91,9 +94,9 @@ class Flows:
             case "call":
                 await _or_not(ctx.call(name, self.workflow, op["plan"]))
             case "map":
-                made = partial(self._item, process, f"{prefix}{name}")
+                item = partial(self._item, process, f"{prefix}{name}")
                 takes: list[float] = op["takes"]
-                await ctx.map(name, made, list(enumerate(takes)), concurrency=2, returns=str)
+                await ctx.map(name, item, list(enumerate(takes)), concurrency=2, returns=str)
             case "gather":
                 sides: Iterable[Any] = (
                     self._follow(ctx.branch(f"{name} {side}"), process, f"{prefix}{name} {side}/", plan)
@@ -106,6 +109,15 @@ class Flows:
     async def _item(self, process: Process, key: str, item: tuple[int, float]) -> str:
         index, takes = item
         return await self._effect(process, f"{key}[{index}]", (), {"takes": takes, "fails": 0})
+
+    def _in_thread(self, process: Process, key: str, before: tuple[str, ...], op: Plan) -> Any:
+        """The synchronous form; the world's threads know what to do with its answer."""
+        step = current_step()
+        effect = self._begin(process, step.run_id, key, step.attempt, before)
+        self._world.monitor.stands(process, step.idempotency_key, op["takes"])
+        if step.attempt <= op["fails"]:
+            return Takes(op["takes"], error=ConnectionError("the plan says so"))
+        return Takes(op["takes"], f"eff:{effect.number}:")
 
     async def _effect(self, process: Process, key: str, before: tuple[str, ...], op: Plan) -> str:
         step = current_step()

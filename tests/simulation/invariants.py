@@ -51,6 +51,8 @@ class _Before(NamedTuple):
     held: list[tuple[bool, Any]]  # of a commit's writes: may this worker write, and what the run looked like
     due: dict[str, tuple[str | None, datetime | None]]  # of a claim: run id → owner, ready_at
     now: datetime
+    rows: dict[str, Row]  # of a pruning: all
+    shared: dict[str, str]  # of a pruning: key of a shared effect → the run that has made it
 
 
 class Triggers:
@@ -61,6 +63,14 @@ class Triggers:
         self._keys: dict[int, str | None] = {}
         self._run_of: dict[str, str] = {}  # a key, or a trigger without one → its run
         self._created: Counter[str] = Counter()
+        self._pruned: set[str] = set()
+
+    def prune(self, row: Row) -> None:
+        """The run is deleted, and its key is free."""
+        self._pruned.add(row.new.id)
+        for what in [what for what, run_id in self._run_of.items() if run_id == row.new.id]:
+            del self._run_of[what]
+            del self._created[what]
 
     def sent(self, number: int, key: str | None) -> None:
         self._keys[number] = key
@@ -70,6 +80,8 @@ class Triggers:
         what = key or str(number)
         self._created[what] += created
         known = self._run_of.setdefault(what, run_id)
+        if run_id in self._pruned:  # the acknowledgement was late
+            return
         if run_id not in self._world.store._rows:
             self._world.fail("I1", f"trigger {number} is acknowledged, and its run is not there")
         if known != run_id:
@@ -99,7 +111,10 @@ class Triggers:
 
     def _call_of(self, new: NewRun) -> Any:
         """The record that has made a child; an operator's retry sets it aside, and then another one makes another."""
-        calls = self._world.store._rows[new.parent or ""].records.values()
+        parent = self._world.store._rows.get(new.parent or "")
+        if parent is None:
+            return (new.id, "of a run that was pruned") if new.parent in self._pruned else "nobody"
+        calls = parent.records.values()
         return next(((new.parent, one.seq) for one in calls if one.kind is Kind.CALL and one.data == new.id), "nobody")
 
 
@@ -111,8 +126,14 @@ class Inboxes:
         self._acknowledged: dict[str, set[str]] = {}
 
     def acknowledged(self, run_id: str, signal_id: str) -> None:
-        self._acknowledged.setdefault(run_id, set()).add(signal_id)
-        self.check(self._world.store._rows[run_id])
+        row = self._world.store._rows.get(run_id)
+        if row is not None:  # else it has ended since, and was pruned
+            self._acknowledged.setdefault(run_id, set()).add(signal_id)
+            self.check(row)
+
+    def prune(self, row: Row) -> None:
+        """The run is deleted, and its inbox with it."""
+        self._acknowledged.pop(row.new.id, None)
 
     def check(self, row: Row) -> None:
         lost = self._acknowledged.get(row.new.id, set()) - row.inbox.keys()
@@ -143,6 +164,8 @@ class Monitor:
         self._last: dict[str, State] = {}
         self._begun: set[Effect] = set()
         self._values: dict[str, Effect] = {}
+        self._pruned_ticks: set[tuple[str, datetime]] = set()
+        self._pruned_effects: set[str] = set()
         self.checked = 0
 
     # -- around every call of the store -----------------------------------------------------------
@@ -159,7 +182,10 @@ class Monitor:
                 held.append((may, None if row is None else _written(row)))
         elif verb == "claim":
             due = {run_id: (row.owner, row.ready_at) for run_id, row in self._rows.items()}
-        return _Before(held, due, self._world.latest)
+        rows, shared = dict[str, Row](), dict[str, str]()
+        if verb == "prune":
+            rows, shared = dict(self._rows), {key: made.run_id for key, made in store._effects.items()}
+        return _Before(held, due, self._world.latest, rows, shared)
 
     def after(
         self,
@@ -179,6 +205,8 @@ class Monitor:
                     self._world.fail("I4", f"{process.name} has written about run {row.new.id}, which it does not hold")
         if verb == "claim" and error is None:
             self._check_claim(args[0], value, before)
+        if verb == "prune" and error is None:
+            self._check_pruned(args[0], value, before)
         self.checked += 1
         changed = [row for run_id, row in self._rows.items() if self._looks.get(run_id) != _look(row)]
         if not changed:
@@ -224,6 +252,23 @@ class Monitor:
                 self._world.fail("I2", f"run {one.run.id} was claimed before it was ready")
             if one.records is not None and list(one.records) != self._rows[one.run.id].history():
                 self._world.fail("I3", f"run {one.run.id} was claimed with another history than it has")
+
+    def _check_pruned(self, older: datetime, said: int, before: _Before) -> None:
+        """What was deleted had ended before that time, and nobody is asked about it any more."""
+        gone = [row for run_id, row in before.rows.items() if run_id not in self._rows]
+        if len(gone) != said:
+            self._world.fail("I2", f"{said} runs were pruned, and {len(gone)} are gone")
+        for row in gone:
+            run_id = row.new.id
+            if row.state not in TERMINAL or row.ended_at is None or row.ended_at >= older:
+                self._world.fail("I2", f"run {run_id} was pruned, {row.state}, ended at {row.ended_at}")
+            self.triggers.prune(row)
+            self.inboxes.prune(row)
+            for book in (self._looks, self._records, self._last):
+                book.pop(run_id, None)
+            if row.new.schedule is not None and row.new.tick is not None:
+                self._pruned_ticks.add((row.new.schedule, row.new.tick))
+            self._pruned_effects.update(key for key, made in before.shared.items() if made == run_id)
 
     def _check_holders(self) -> None:
         store = self._world.store
@@ -296,7 +341,7 @@ class Monitor:
 
     def begins(self, process: Process, worker: Worker, effect: Effect, before: tuple[str, ...]) -> None:
         """I7: an effect begins; and the gate that is before it."""
-        row, world = self._rows[effect.run_id], self._world
+        row, world = self._rows.get(effect.run_id), self._world
         if world.now > worker.deadline:
             world.fail("I4", f"{process.name} begins {effect.key} after its worker's own deadline")
         if not effect.claim:
@@ -306,7 +351,11 @@ class Monitor:
             world.fail("I7", f"{effect.key} of run {effect.run_id} was called twice in one claim, without a failure")
         self._begun.add(once)
         self._values[f"eff:{effect.number}:"] = effect
-        if effect.worker not in world.store._workers or (row.owner, row.claim) != (effect.worker, effect.claim):
+        if (
+            row is None
+            or effect.worker not in world.store._workers
+            or (row.owner, row.claim) != (effect.worker, effect.claim)
+        ):
             return  # it has lost its lease, and does not know it yet: that is what the deadline bounds
         if effect.key in row.records:
             world.fail("I7", f"{effect.key} of run {effect.run_id} is recorded, and called again")
@@ -317,10 +366,17 @@ class Monitor:
         if effect.attempt != failed + 1:
             world.fail("I7", f"{effect.key} of run {effect.run_id}: attempt {effect.attempt} after {failed} failed")
 
+    def stands(self, process: Process, identity: str, seconds: float) -> None:
+        """A thread begins that cannot be stopped: no other attempt of its step begins in its process before its end."""
+        threads, now = process.threads, self._world.now
+        if threads.get(identity, 0.0) > now:
+            self._world.fail("I7", f"{process.name} calls {identity} while a thread of an earlier attempt goes on")
+        threads[identity] = now + seconds
+
     def saw(self, worker: Worker, run_id: str, key: str, value: str) -> None:
         """I3: what the holder's workflow is given is what is recorded, if anything is."""
-        row, execution = self._rows[run_id], worker._active.get(run_id)
-        if execution is None or (row.owner, row.claim) != (worker.id, execution.ref.claim):
+        row, execution = self._rows.get(run_id), worker._active.get(run_id)
+        if row is None or execution is None or (row.owner, row.claim) != (worker.id, execution.ref.claim):
             return
         record = row.records.get(key)
         if record is not None and record.data is not None and not record.failed and json.loads(record.data) != value:
@@ -328,7 +384,8 @@ class Monitor:
 
     def undoes(self, run_id: str, key: str, value: str) -> None:
         """I5: a compensation gets what its step has come to."""
-        record = self._rows[run_id].records.get(key)
+        row = self._rows.get(run_id)
+        record = None if row is None else row.records.get(key)
         if record is None or record.data is None or json.loads(record.data) != value:
             self._world.fail("I5", f"{key} of run {run_id} is undone with {value}, and has come to {record}")
 
@@ -370,7 +427,8 @@ class Monitor:
         for name, schedule in store._schedules.items():
             if schedule.spec.overlap != "allow" or schedule.spec.every is None:
                 continue
-            ticks = sorted(row.new.tick for row in self._rows.values() if row.new.schedule == name and row.new.tick)
+            fired = {row.new.tick for row in self._rows.values() if row.new.schedule == name and row.new.tick}
+            ticks = sorted(fired | {tick for pruned, tick in self._pruned_ticks if pruned == name})
             every = timedelta(seconds=schedule.spec.every)
             due = [*ticks, *([] if schedule.next_at is None else [schedule.next_at])]
             if any(b - a != every for a, b in pairwise(due)):
@@ -397,7 +455,7 @@ class Monitor:
                     self._world.fail("I3", f"{record.key} of run {row.new.id} is not in the log exactly once")
         if emitted:
             self._world.fail("I3", f"the log has entries without a record: {emitted}")
-        if any(len(values) > 1 for values in shared.values()):
+        if any(len(values) > 1 for key, values in shared.items() if key not in self._pruned_effects):
             self._world.fail("I7", f"a shared effect has several results: {shared}")
 
 

@@ -47,11 +47,18 @@ class ProcessLoop(asyncio.AbstractEventLoop):
     Args:
         now: The world's time in seconds.
         failed: Told of an exception that nobody catches.
+        aside: Calls something after some seconds in another thread of the process.
     """
 
-    def __init__(self, now: Callable[[], float], failed: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        now: Callable[[], float],
+        failed: Callable[[dict[str, Any]], None],
+        aside: Callable[[float, Callable[[], None]], None],
+    ) -> None:
         self._now = now
         self._failed = failed
+        self.aside = aside
         self._ready: deque[asyncio.Handle] = deque()
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._order = count()

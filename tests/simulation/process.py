@@ -39,14 +39,16 @@ class Process:
         """Its event loop does not run until then; its heartbeat does."""
         self.cut_off_until = 0.0
         """No answer reaches it until then."""
+        self.threads: dict[str, float] = {}
+        """Step that has been called in a thread → when that ends, at the earliest."""
         self.subscribers: dict[int, Callable[[Hint], None]] = {}
         self.subscriptions = count()
         self.distance = world.rng.choice([0.001, 0.001, 0.01, 0.06])
         """Seconds that a message needs, about."""
         self.fates: dict[str, list[tuple[str, float]]] = {}
         """Call → what becomes of the next ones."""
-        self.loop = ProcessLoop(lambda: world.now, self._failed)  # type: ignore[abstract]  # files and sockets
         self.link = Link(self)
+        self.loop = ProcessLoop(lambda: world.now, self._failed, self.link.awake)  # type: ignore[abstract]  # files and sockets
         rng = world.rng
         options = WorkerOptions(
             concurrency=rng.choice([1, 3, 10]),

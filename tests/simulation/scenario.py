@@ -22,6 +22,11 @@ _VERBS = ("claim", "commit", "commit", "commit", "register", "renew", "reap", "o
 _CLIENT_VERBS = ("create_runs", "send_signals", "request", "publish", "write_schedules")
 
 
+_PRUNED = 6.0
+"""Seconds after their end at which runs are deleted, at least: what was sent about them before has come by then, or is
+about a run that is not there any more."""
+
+
 @dataclass(frozen=True)
 class Scenario:
     """One simulation's operations.
@@ -48,7 +53,8 @@ class Scenario:
     def drawn(cls, seed: int) -> Scenario:
         """What this seed stands for."""
         draw = _Draw(Random(f"scenario {seed}"))
-        return cls(seed, draw.operations())
+        more = _More(Random(f"more of scenario {seed}"))
+        return cls(seed, more.of(draw.operations()))
 
 
 class _Draw:
@@ -191,6 +197,57 @@ class _Draw:
 
     def _gather(self, depth: int) -> Operation:
         return self._named("gather", plans=[self._plan(depth - 1) for _ in range(2)])
+
+
+class _More:
+    """What was added later, from a source of its own: the other draws of a seed stay what they were."""
+
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+
+    def of(self, operations: Sequence[Operation]) -> list[Operation]:
+        rng, made = self._rng, list(operations)
+        plans = {one["number"]: one["plan"] for one in made if one["op"] == "trigger"}
+        for plan in {id(plan): plan for plan in plans.values()}.values():
+            self._steps(plan)
+        if rng.random() < 0.3:
+            made += self._retries(rng.choice([one for one in operations if one["op"] == "trigger"]))
+        if rng.random() < 0.3:
+            age, at = rng.choice([_PRUNED, 2 * _PRUNED]), round(rng.uniform(_PRUNED, 19), 3)
+            made.append({"op": "prune", "at": at, "slot": rng.choice(CLIENTS), "age": age})
+        return sorted(made, key=lambda operation: operation["at"])
+
+    def _retries(self, trigger: Operation) -> list[Operation]:
+        """The run fails, with nothing to compensate, as often as it is retried: from the beginning or from a step."""
+        rng, plan = self._rng, trigger["plan"]
+        quick = {"takes": 0, "fails": 0, "attempts": 3, "backoff": 0.1, "undo": False, "fatal": False}
+        names = [f"again {number}" for number in range(3)]
+        plan[:] = [{"op": "step", "name": name, **quick} for name in names]
+        plan.append({"op": "raise", "name": "raise"})
+        ask = {"op": "retry", "target": trigger["number"]}
+        return [
+            ask
+            | {
+                "at": round(rng.uniform(trigger["at"] + 0.5, 19), 3),
+                "slot": rng.choice(CLIENTS),
+                "by": f"again {number}",
+            }
+            | ({"step": step} if (step := rng.choice([None, *names])) else {})
+            for number in range(rng.randint(1, 4))
+        ]
+
+    def _steps(self, plan: Sequence[Operation]) -> None:
+        """Some of the steps, here and below, get a timeout, or a thread, or both."""
+        rng = self._rng
+        for one in plan:
+            if one["op"] == "step" and "shared" not in one:
+                one["timeout"] = rng.choice([None, None, None, 0.5, 2])
+                one["thread"] = rng.random() < 0.3
+            elif one["op"] == "call":
+                self._steps(one["plan"])
+            elif one["op"] == "gather":
+                for side in one["plans"]:
+                    self._steps(side)
 
 
 def shrunk(scenario: Scenario, fails: Callable[[Scenario], bool]) -> Scenario:

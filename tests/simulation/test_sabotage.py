@@ -10,6 +10,7 @@ import pytest
 
 from durable.attempts import Attempts
 from durable.compensation import Compensations
+from durable.steps import StillRunning
 from durable.stores.memory import MemoryStore
 from durable.worker import Worker
 from tests.simulation import sabotage
@@ -39,13 +40,14 @@ def first_red(store: type[MemoryStore] = MemoryStore, first: int = 1) -> tuple[S
         (sabotage.TriggersTwice, {"I1"}, 28),
         (sabotage.NoWakeCounter, {"I2"}, 71),
         (sabotage.KeepsTheDead, {"I2"}, 3),
-        (sabotage.WarmForEver, {"I3", "I7"}, 10),
+        (sabotage.WarmForEver, {"I2", "I3", "I7"}, 10),
         (sabotage.ConsumedIsForgotten, {"I6"}, 1),
         (sabotage.OneSignalOnly, {"I6"}, 2),
         (sabotage.NoRevision, {"I6"}, 8),
         (sabotage.LastWriteCounts, {"I3"}, 1),
         (sabotage.NoLimit, {"I2"}, 17),
         (sabotage.EverybodyMakes, {"I7"}, 12),
+        (sabotage.PrunesTheYoung, {"I2"}, 1),
     ],
 )
 def test_a_store_that_breaks_a_rule_is_found(store: type[MemoryStore], rules: set[str], first: int) -> None:
@@ -65,7 +67,7 @@ def _open(*_: object) -> None:
 
 
 async def _nothing(*_: object) -> None:
-    """A worker that never asks what is its own."""
+    """A worker that never asks what is its own; one that waits for no thread."""
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,7 @@ async def _nothing(*_: object) -> None:
         (Compensations, "run", _in_order, {"I5"}, 5),
         (Attempts, "_gate", _open, {"I4", "I7"}, 1),
         (Worker, "_reconcile_if_due", _nothing, {"I2"}, 35),
+        (StillRunning, "ended", _nothing, {"I7"}, 1),
     ],
 )
 def test_an_engine_that_breaks_a_rule_is_found(

@@ -119,11 +119,13 @@ class Calls(Writing):
         return replace(new, key=rng.choice([None, None, "k1", "k2", "k3"]))
 
     async def _create(self) -> None:
-        batch = [self.new_run() for _ in range(self.rng.randint(1, 3))]
-        # One call of an engine has the triggers of several callers in it, who do not know of each other: in which order
-        # refusals and replacements fall there is open.
-        policy = {new.concurrency_key: new.policy for new in batch}
-        await self._created([replace(new, policy=policy[new.concurrency_key]) for new in batch])
+        # The triggers of one call are those of callers who do not know of each other: when two have a key in common, it
+        # is open which of them comes first.
+        batch: list[NewRun] = []
+        for new in [self.new_run() for _ in range(self.rng.randint(1, 3))]:
+            if all(keys_of(new).isdisjoint(keys_of(other)) for other in batch):
+                batch.append(new)
+        await self._created(batch)
         if self.rng.random() < 0.15:
             await self._created(self.triggered[-1])  # the answer was lost
 
@@ -459,6 +461,13 @@ class Calls(Writing):
             if not run.over:
                 counts[run.new.workflow, run.state] = counts.get((run.new.workflow, run.state), 0) + 1
         await self.all("census", lambda store: store.census(), lambda answer: dict(answer.runs), counts)
+
+
+def keys_of(new: NewRun) -> set[tuple[str, str]]:
+    """What may make it meet another run."""
+    debounced = None if new.debounce is None else new.debounce.key
+    named = {"key": new.key, "concurrency": new.concurrency_key, "debounce": debounced}
+    return {(name, key) for name, key in named.items() if key is not None}
 
 
 def route_of(new: NewRun) -> tuple[str, str, int]:

@@ -73,14 +73,14 @@ class Asking(Creating):
     def _pause(self, run: Kept, request: Request) -> bool:
         if run.over or run.state is State.PAUSED:
             return False
+        if run.requested is not None and (run.owner is not None or run.requested.verb is Verb.CANCEL):
+            return False  # it is asked already; or cancelled, which comes first
         if run.owner is not None:
-            if run.requested is not None:
-                return False
             run.requested = request
             return True
-        if run.state is State.COMPENSATING or run.requested is not None:
+        if run.state is State.COMPENSATING:
             return False
-        run.state, run.reason, run.ready = State.PAUSED, request.reason, None
+        run.state, run.reason, run.ready, run.requested = State.PAUSED, request.reason, None, None
         self._carried_out(run, request)
         return True
 

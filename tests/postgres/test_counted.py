@@ -1,0 +1,55 @@
+"""What a step, a run, a park, a signal, a child and a trigger cost Postgres, counted: a slower engine shows here.
+
+The table is ``counted.json``. After a change that is meant: ``python -m benchmarks.counted --write``, and the review
+shows what it costs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from benchmarks.counted import SCENARIOS, TABLE, Server, counting_server
+
+pytestmark = pytest.mark.xdist_group("counted")  # one server, on which nobody else writes
+
+MORE = 1.25
+"""In a crowd it is the machine that decides how many steps go into a flush: so many times the table's are allowed."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with counting_server() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def table() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(TABLE.read_text("utf-8"))
+    assert list(found) == list(SCENARIOS)
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if "in flight" not in name])
+async def test_the_work_is_exactly_that_of_the_table(server: Server, table: dict[str, Any], name: str) -> None:
+    found, expected = await server.count(SCENARIOS[name]), table[name]
+    assert found.statements == expected["statements"]
+    assert (found.round_trips, found.transactions) == (expected["round_trips"], expected["transactions"])
+    assert found.rows == expected["rows"]
+    # Of WAL: page splits and the cleaning of pages fall into one repetition or the other.
+    assert found.wal_records == pytest.approx(expected["wal_records"], rel=0.05, abs=0.5)
+    assert found.wal_bytes == pytest.approx(expected["wal_bytes"], rel=0.05)
+
+
+async def test_500_runs_in_flight_share_their_flushes(server: Server, table: dict[str, Any]) -> None:
+    (name,) = (name for name in SCENARIOS if "in flight" in name)
+    found, expected = await server.count(SCENARIOS[name]), table[name]
+    assert set(found.statements) == set(expected["statements"])
+    assert found.round_trips <= MORE * expected["round_trips"]
+    assert found.transactions <= MORE * expected["transactions"]
+    assert found.rows == expected["rows"]
+    assert found.wal_records <= 1.05 * expected["wal_records"]
+    assert found.wal_bytes <= 1.05 * expected["wal_bytes"]
