@@ -78,6 +78,8 @@ class Attempts:
             number += len(earlier)
             if (due_at := earlier[-1].due_at) is not None:
                 await self._until(op, due_at)
+        attempt: Attempt | None = None
+        failure: Exception | None = None
         before = self.last
         self.busy += 1
         try:
@@ -111,6 +113,7 @@ class Attempts:
                     self.busy += 1
                 number, before = number + 1, self.last
         finally:
+            attempt = failure = None  # the failure's traceback refers to this frame: neither should keep the other
             self.busy -= 1
             if self.closed or self._timers:  # else nothing waits for this one to end
                 self._touch()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
+from contextlib import suppress
 from datetime import datetime, timedelta
 from itertools import pairwise
 
@@ -358,3 +361,28 @@ async def test_a_step_that_exits_the_interpreter_fails_like_any_other(backend: B
         return found
 
     assert await backend.run(exits) == ["the step function raised SystemExit"] * 2
+
+
+async def test_what_a_failed_step_held_is_let_go_without_the_collector(backend: Backend) -> None:
+    """The traceback of a failure refers to the frames that it went through; none of them keeps the failure."""
+    held: list[weakref.ref[object]] = []
+
+    class Connection:
+        pass
+
+    async def refused() -> None:
+        connection = Connection()
+        held.append(weakref.ref(connection))
+        raise ConnectionError("refused")
+
+    @workflow
+    async def tries(ctx: Context) -> bool:
+        gc.disable()
+        try:
+            with suppress(StepFailed):
+                await ctx.step("refused", refused)
+            return held[-1]() is None
+        finally:
+            gc.enable()
+
+    assert await backend.run(tries)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from durable import requests
-from durable.model import Also, Change, Outcome, RunWrite, State, Verb
+from durable.model import Also, Change, Outcome, Record, RunWrite, State, Verb
 from durable.states import TERMINAL, release
 from durable.stores.memory.creating import Creating, refuse_unstorable_runs
 from durable.stores.memory.effects import Effects
@@ -31,7 +31,7 @@ class Commits(Creating, Effects):
         row = self._rows.get(write.ref.id)
         if worker not in self._workers or row is None or row.claim != write.ref.claim:
             return Outcome.LEASE_LOST
-        records = [record._replace(worker=worker) for record in write.records]
+        records = [Record(*record[:-1], worker) for record in write.records]  # half of what _replace takes
         if row.owner is None:  # the claim is the latest one and has ended: sent again, or never this worker's
             again = all(row.has(record.key) for record in records) and _ended_by(row, write.change)
             return Outcome.APPLIED if again else Outcome.LEASE_LOST
