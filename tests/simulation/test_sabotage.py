@@ -39,7 +39,7 @@ def first_red(store: type[MemoryStore] = MemoryStore, first: int = 1) -> tuple[S
         (sabotage.TriggersTwice, {"I1"}, 28),
         (sabotage.NoWakeCounter, {"I2"}, 71),
         (sabotage.KeepsTheDead, {"I2"}, 3),
-        (sabotage.WarmForEver, {"I3", "I7"}, 10),
+        (sabotage.WarmForEver, {"I3", "I7"}, 147),
         (sabotage.ConsumedIsForgotten, {"I6"}, 1),
         (sabotage.OneSignalOnly, {"I6"}, 2),
         (sabotage.NoRevision, {"I6"}, 8),
