@@ -65,10 +65,10 @@ class GroupCommit(Generic[Item]):
 
     async def _run(self) -> None:
         try:
-            # A function that returns with its last step is seen to have ended one pass of the loop later: with this one
-            # its end shares the commit, and an idle system carries a run of three steps in three commits, not in four.
-            await asyncio.sleep(0)
             while self._gathered:
+                # A function that returns with its last step is seen to have ended one pass of the loop later: its end
+                # shares the commit, and an idle system carries a run of three steps in three commits, not in four.
+                await asyncio.sleep(0)
                 batch, self._gathered = self._gathered[:_MAX_BATCH], self._gathered[_MAX_BATCH:]
                 await self._flush(batch)
                 await asyncio.sleep(0)  # whom the flush has answered goes on, and comes along: 250 in a batch, not 120

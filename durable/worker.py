@@ -56,9 +56,6 @@ _log = logging.getLogger("durable.worker")
 _CLAIM_MOST = 500
 """Runs a claim takes at most: its answer holds their inputs and histories."""
 
-_CLAIM_WHOLE = 50
-"""Slots that are filled by one claim. More are filled half by half."""
-
 _LAST_WORDS = 0.4
 """Seconds, each, that a stopping worker grants after the drain timeout: to steps that are being cancelled, and
 to the store for what is still to be written. Together with the rest they stay within one second (P03)."""
@@ -282,13 +279,11 @@ class Worker(Asking):
                 await self._wait(self._options.poll_interval)
 
     def _wanted(self) -> int:
-        """How many runs to claim; 0, to hear what is asked, when no slot is free.
-
-        Half of the slots at a time: while the runs of one half are written, those of the other are claimed and
-        executed. All at once they would take turns with the database, each waiting for the other.
-        """
-        most = min(_CLAIM_MOST, max(_CLAIM_WHOLE, self._options.concurrency // 2))
-        return max(0, min(self._free_slots(), most))
+        """How many runs to claim; 0, to hear what is asked, when no slot is free."""
+        free = self._free_slots()
+        if not self._more:  # probably nothing is ready: runs that are triggered meanwhile find a slot
+            free -= free // 4
+        return max(0, min(free, _CLAIM_MOST))
 
     def _free_slots(self) -> int:
         return self._options.concurrency - len(self._active) - len(self._starting.under_way) - self._claiming
