@@ -34,7 +34,7 @@ def test_P11_stores_and_oracle_agree(postgres_url: str) -> None:
         stores = runner.run(opening.__aenter__())
 
         @settings(
-            max_examples=OPERATIONS // LENGTH + 3,  # some of which leave operations out
+            max_examples=OPERATIONS // LENGTH + 4,  # some of which leave operations out
             deadline=None,
             database=None,
             derandomize=True,
