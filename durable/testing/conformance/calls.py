@@ -239,7 +239,7 @@ class Calls(Writing):
         run.untold = False
         for subject in self.subjects:
             found = (await subject.store.unread(run.owner, [run.new.id]))[run.new.id]
-            self.same(subject, "unread", self.letters(found.signals), shown.letters(run.unread))
+            self.same(subject, "unread", shown.letters(found.signals, run), shown.letters(run.unread, run))
             subject.told[run.new.id] = found.wakes
         self._told[run.new.id] = run.stirred
         self.known[run.new.id] = {letter.id for letter in run.unread}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 from uuid import uuid4
 
 from durable.errors import DurableError
@@ -12,7 +12,6 @@ from durable.model import Claimed, ClaimedRun, Outcome, RunWrite
 from durable.store import Route, Store
 from durable.testing.conformance.harness import StoreHarness, Worker
 from durable.testing.oracle import Oracle, shown
-from durable.testing.oracle.kept import Letter
 
 T = TypeVar("T")
 
@@ -118,7 +117,9 @@ class Compared:
         records = None if warm.get(one.run.id) == kept.claim - 1 else shown.records(kept.records)
         found = None if one.records is None else shown.records(one.records)
         self.same(subject, f"records of {one.run.id}", found, records)
-        self.same(subject, f"signals of {one.run.id}", self.letters(one.signals), shown.letters(kept.unread))
+        self.same(
+            subject, f"signals of {one.run.id}", shown.letters(one.signals, kept), shown.letters(kept.unread, kept)
+        )
         brought = (
             shown.ref(one.ref, self.oracle),
             one.run.state,
@@ -136,10 +137,6 @@ class Compared:
         )
         self.same(subject, f"claim of {one.run.id}", brought, (*expected, kept.takeovers >= 2))
         subject.told[one.run.id] = one.wakes
-
-    @staticmethod
-    def letters(signals: Sequence[Any]) -> list[tuple[object, ...]]:
-        return shown.letters([Letter(one.id, one.name, one.data) for one in signals])
 
     async def compare(self, histories: Sequence[str]) -> None:
         """Everything that is cheap to see, and these histories."""

@@ -149,7 +149,7 @@ class Creating:
                 self._tell(key)
         if run.new.parent in self.runs:
             data = f'{{"state": "{run.state}", "result": {run.result or "null"}, "error": {run.error or "null"}}}'
-            self.deliver(self.runs[run.new.parent], Letter(run.new.id, f"child/{run.new.parent_key}", data))
+            self.deliver(self.runs[run.new.parent], Letter(run.new.id, f"child/{run.new.parent_key}", data, self.now))
 
     def forget(self, run: Kept) -> None:
         run_id = run.new.id
@@ -169,7 +169,7 @@ class Creating:
             return Sent.NOT_FOUND
         if run.over and all(letter.id != signal.id for letter in run.inbox):
             return Sent.FINISHED
-        self.deliver(run, Letter(signal.id, signal.name, signal.data))
+        self.deliver(run, Letter(signal.id, signal.name, signal.data, self.now))
         return Sent.ACCEPTED
 
     def deliver(self, run: Kept, letter: Letter) -> None:
@@ -207,7 +207,7 @@ class Creating:
     def _give(self, topic: tuple[str, str], event: _Event, run: Kept) -> bool:
         if any(letter.id == event.id for letter in run.inbox):
             return False
-        self.deliver(run, Letter(event.id, f"event/{topic[0]}/{topic[1]}", event.data))
+        self.deliver(run, Letter(event.id, f"event/{topic[0]}/{topic[1]}", event.data, self.now))
         return True
 
     # -- shared effects ---------------------------------------------------------------------------

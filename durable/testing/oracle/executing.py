@@ -25,8 +25,8 @@ from durable.store import Route
 from durable.testing.oracle.asking import Asking
 from durable.testing.oracle.kept import GIVEN_UP, Kept, unsuccessful
 
-_ORDERS = 6
-"""Random orders among equals that a claim is tried in, beside the two by id."""
+_FIXED, _RANDOM = 4, 8
+"""Orders that a claim is tried in: by time or by route, each in both directions among equals; and random ones."""
 
 
 class Oracle(Asking):
@@ -91,7 +91,7 @@ class Oracle(Asking):
         that keep this promise.
         """
         due = [run for run in self.runs.values() if run.route in routes and self.due(run)]
-        orders = [self._order(due, routes, number) for number in range(2 + _ORDERS)]
+        orders = [self._order(due, routes, number) for number in range(_FIXED + _RANDOM)]
         found = {tuple(sorted(self._select(worker, order, limit))) for order in orders}
         suspects = sum(run.takeovers >= SUSPECT_AFTER for run in due)
         if len(found) > 1 or (suspects > 1 and limit < len(due)):
@@ -100,13 +100,16 @@ class Oracle(Asking):
 
     def _order(self, due: Sequence[Kept], routes: Sequence[Route], number: int) -> list[Kept]:
         """One of the orders in which a claim may look at them: by time, or one route after the other."""
-        ids, lines = sorted((run.new.id for run in due), reverse=number == 1), sorted(routes, reverse=number == 1)
-        if number > 1:
+        ids, lines = sorted(run.new.id for run in due), sorted(routes)
+        if number >= _FIXED:
             self._rng.shuffle(ids)
             self._rng.shuffle(lines)
+        elif number & 1:  # both ways: so the last of two that are equal is the first once
+            ids.reverse()
+            lines.reverse()
 
         def place(run: Kept) -> tuple[object, ...]:
-            behind = run.ready if number % 2 == 0 else lines.index(Route(*run.route))
+            behind = run.ready if number & 2 else lines.index(Route(*run.route))
             return run.new.priority, behind, run.ready, ids.index(run.new.id)
 
         return sorted(due, key=place)

@@ -22,6 +22,7 @@ class Letter(NamedTuple):
     id: str
     name: str
     data: str
+    at: datetime  # when it came: all that one call brings come together
 
 
 @dataclass

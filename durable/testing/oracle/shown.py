@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from typing import Any
 
-from durable.model import Created, Kind, Record, Run, RunRef, RunSummary
+from durable.model import Created, Kind, Record, Run, RunRef, RunSummary, Signal
 from durable.store import Store
 from durable.testing.oracle.executing import Oracle
 from durable.testing.oracle.kept import CANCELLED, GIVEN_UP, Kept, Letter
@@ -107,19 +108,18 @@ def _data(of: Record) -> object:
     return json.loads(of.data) if of.kind is Kind.REQUEST and of.data is not None else of.data
 
 
-def letters(of: Sequence[Letter]) -> list[tuple[object, ...]]:
-    """Signals in the order of their arrival. The end of a child is told in JSON, in whatever spelling.
+def letters(of: Iterable[Signal | Letter], kept: Kept) -> list[object]:
+    """Signals in the order of their arrival.
 
-    The event that a shared effect has ended is made by the store, and so is its id.
+    In which order the ends of children that one commit has ended arrive is open. The end of a child is told in JSON,
+    in whatever spelling. What tells of a shared effect is made by the store, and so is its id: those come last here.
     """
-    return [
-        (
-            None if one.name.startswith("event//effect/") else one.id,
-            one.name,
-            _end(one.data) if one.name.startswith("child/") else one.data,
-        )
-        for one in of
-    ]
+    came = {letter.id: letter.at for letter in kept.inbox}
+    own = [(one.id, one.name, _end(one.data) if one.name.startswith("child/") else one.data) for one in of]
+    named = [one for one in own if not one[1].startswith("event//effect/")]
+    groups = [sorted(group, key=str) for _, group in groupby(named, lambda one: came.get(one[0]))]
+    told = sorted(name for _, name, _ in own if name.startswith("event//effect/"))
+    return [*groups, *told]
 
 
 def _end(data: str) -> object:
