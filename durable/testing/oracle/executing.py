@@ -23,7 +23,7 @@ from durable.model import (
 )
 from durable.store import Route
 from durable.testing.oracle.asking import Asking
-from durable.testing.oracle.kept import GIVEN_UP, Kept, unsuccessful
+from durable.testing.oracle.kept import GIVEN_UP, TERMINAL, Kept, unsuccessful
 
 _FIXED, _RANDOM = 4, 8
 """Orders that a claim is tried in: by time or by route, each in both directions among equals; and random ones."""
@@ -200,8 +200,8 @@ class Oracle(Asking):
         there |= {key.removeprefix(f"/{run.claim}/") for key in there}
         fresh = [record._replace(worker=worker) for record in write.records if record.key not in there]
         if run.owner is None:
-            ends = write.change is not None and not write.change.keep
-            same = not (ends and write.change is not None and run.over) or write.change.state is run.state
+            left = None if write.change is None or write.change.keep else write.change.state
+            same = left is None or (not run.over and left not in TERMINAL) or left is run.state
             return Outcome.APPLIED if not fresh and same else Outcome.LEASE_LOST
         if run.owner != worker:
             return Outcome.LEASE_LOST
