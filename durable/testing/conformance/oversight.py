@@ -122,7 +122,7 @@ class OversightConformance:
         await create(store, *mails, new_run(queue="mail", ready_at=NEVER), new_run(queue="later", ready_at=NEVER))
         queues = (await store.census()).queues
         assert queues["mail"].ready == 3
-        assert 90 <= queues["mail"].age < 110
+        assert 89 < queues["mail"].age < 110  # the client's idea of the time may be ahead by a round trip
         assert queues["later"] == (0, 0.0)
         assert "default" not in queues
         worker = await Worker.start(store)

@@ -78,7 +78,7 @@ WHERE r.shard = $1::smallint AND r.resting AND r.state <> 'paused'
   AND NOT EXISTS (SELECT FROM durable.blocked AS b WHERE b.shard = r.shard AND b.run_id = r.id)
   AND NOT EXISTS (SELECT FROM durable.wakes AS w WHERE w.shard = r.shard AND w.run_id = r.id)
   AND NOT (r.state IN ('waiting', 'compensating') AND (
-      EXISTS (SELECT FROM durable.awaited AS a WHERE a.shard = r.shard AND a.run_id = r.id)
+      EXISTS (SELECT FROM durable.awaited AS a WHERE a.shard = $1::smallint AND a.run_id = r.id)
       OR EXISTS (
           SELECT FROM durable.history AS h
           WHERE h.shard = r.shard AND h.run_id = r.id AND h.kind IN ('wait', 'call') AND h.key NOT LIKE '/%'
