@@ -503,8 +503,7 @@ class Execution:
         """The run has left, and nothing of it is left here: let its memory go now.
 
         Only the collector could free its parts, which refer to one another: a third of the time of one-step runs. An
-        operation that was abandoned and still stands somewhere keeps all of it, to find out there that the run is not
-        this worker's any more.
+        operation that was abandoned and still stands somewhere keeps all of it, to find out that the run is not ours.
         """
         self._lost = True  # a remark that came after its end is answered later than that, and concerns nobody
         self._alarms.silence()

@@ -81,11 +81,12 @@ async def test_P31_each_wait_consumes_its_own_in_the_order_of_arrival(backend: B
 
 
 async def test_P31_many_signals_at_once_are_consumed_once_each(backend: Backend) -> None:
-    async with backend.engine(three) as engine:
-        handle = await engine.trigger(three)
+    async with backend.engine(three).client() as client:  # nobody executes it before all are there
+        handle = await client.trigger(three)
         for number in range(5):
-            await engine.signal(handle.run_id, "item", number)
-        assert await backend.result(engine, handle) == [0, 1, 2]
+            await client.signal(handle.run_id, "item", number)
+    async with backend.engine(three) as engine:
+        assert await backend.result(engine, await engine.handle(three, run_id=handle.run_id)) == [0, 1, 2]
 
 
 async def test_P33_the_same_signal_id_twice_is_one_signal(backend: Backend) -> None:

@@ -88,16 +88,16 @@ def test_P01_the_demo_kills_a_worker_and_its_books_balance(
     store: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     database = _one_database(request, store)
-    with _demo(tmp_path, "--orders", "60", database=database) as process:
+    with _demo(tmp_path, "--orders", "120", database=database) as process:
         output, errors = process.communicate(timeout=_LIMIT)
         assert process.returncode == 0, output + errors
     assert errors == ""
     table = _sections(output)
-    assert table["orders in"] == "60"
-    assert int(table["completed"]) + int(table["compensated"]) == 60
+    assert table["orders in"] == "120"
+    assert int(table["completed"]) + int(table["compensated"]) == 120
     assert int(table["compensated"]) > 0
     assert table["failed"] == "0"
-    assert table["charges"] == "60"
+    assert table["charges"] == "120"
     assert table["refunds"] == table["compensated"]
     assert table["reservations held"] == table["shipments"] == table["completed"]
     assert int(table["repetitions recognised"]) > 0
