@@ -88,6 +88,11 @@ def _open(*_: object) -> None:
     """No gate before an attempt."""
 
 
+def _no(*_: object) -> bool:
+    """Nothing is waited for: no thread of an earlier attempt runs."""
+    return False
+
+
 async def _nothing(*_: object) -> None:
     """A worker that never asks what is its own."""
 
@@ -98,7 +103,7 @@ async def _nothing(*_: object) -> None:
         (Compensations, "run", _in_order, {"I5"}, 5),
         (Attempts, "_gate", _open, {"I4", "I7"}, 1),
         (Worker, "_reconcile_if_due", _nothing, {"I2"}, 9),
-        (StillRunning, "runs", lambda *_: False, {"I7"}, 1),
+        (StillRunning, "runs", _no, {"I7"}, 1),
     ],
 )
 def test_an_engine_that_breaks_a_rule_is_found(
