@@ -200,7 +200,7 @@ async def test_P53_a_pass_that_ends_between_the_results_of_a_gather_keeps_those_
         note = passes.begin()
 
         async def branch(n: int) -> int:
-            await ctx.sleep(f"nap {n}", EVICT * (4 - n))
+            await ctx.sleep(f"nap {n}", 10 * EVICT * (4 - n))  # much longer than what a run with several tasks rests
             return int(note(await ctx.step(f"step {n}", step, n)))
 
         return list(await asyncio.gather(*[branch(n) for n in (1, 2, 3)]))
