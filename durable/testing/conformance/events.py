@@ -429,8 +429,8 @@ async def _drain(store: Store) -> None:
 
 async def _later(store: Store) -> datetime:
     """A time after all that has happened."""
-    await until(store, store.clock.now() + timedelta(milliseconds=100))
-    return store.clock.now() - timedelta(milliseconds=50)
+    await until(store, store.clock.now() + timedelta(milliseconds=400))
+    return store.clock.now() - timedelta(milliseconds=200)
 
 
 def _emit(seq: int, key: str, data: str) -> Record:
