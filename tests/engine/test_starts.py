@@ -58,12 +58,14 @@ async def test_a_run_that_is_triggered_beside_a_free_slot_needs_no_claim(backend
 
 
 async def test_no_more_runs_begin_than_there_are_slots(backend: Backend) -> None:
-    going, most, release = 0, 0, asyncio.Event()
+    going, most, both, release = 0, 0, asyncio.Event(), asyncio.Event()
 
     async def hold() -> None:
         nonlocal going, most
         going += 1
         most = max(most, going)
+        if going == 2:
+            both.set()
         await release.wait()
         going -= 1
 
@@ -76,8 +78,7 @@ async def test_no_more_runs_begin_than_there_are_slots(backend: Backend) -> None
         await store.rests()
         handles = await engine.trigger_many(holds, [None] * 5)
         async with asyncio.timeout(SOON):
-            while going < 2:  # noqa: ASYNC110 - the steps tell nobody
-                await asyncio.sleep(0.002)
+            await both.wait()
         states = [await handle.status() for handle in handles]
         assert sorted(states) == [State.PENDING] * 3 + [State.RUNNING] * 2
         release.set()

@@ -113,16 +113,7 @@ async def _start(
 ) -> dict[str, Created]:
     """The answers to those that were inserted; what is in the way of the others, ``create`` finds out."""
     keyed = [run for run in runs if run.key is not None]
-    marks_and_texts = literals.columns(
-        [run.workflow for run in runs],
-        [run.key for run in runs],
-        [run.seed for run in runs],
-        [run.input_hash for run in runs],
-        [run.request for run in runs],
-        [rows.tags_text(run.tags) for run in runs],
-        [run.input for run in runs],
-        [run.limit_key for run in runs],
-    )
+    marks_and_texts = literals.columns(*_texts(runs))
     *_, inserted = await sessions.create.transaction(
         *([sessions.call("add_keys", *_keys(keyed))] if keyed else []),
         sessions.call(
@@ -221,8 +212,9 @@ def _keys(runs: Sequence[NewRun]) -> list[Parameter]:
     ]
 
 
-def _runs(runs: Sequence[NewRun], routes: Mapping[Route, int]) -> list[Parameter]:
-    marks_and_texts = literals.columns(
+def _texts(runs: Sequence[NewRun]) -> list[list[str | None]]:
+    """The columns of text that every new run has, in the order of the statements."""
+    return [
         [run.workflow for run in runs],
         [run.key for run in runs],
         [run.seed for run in runs],
@@ -231,6 +223,12 @@ def _runs(runs: Sequence[NewRun], routes: Mapping[Route, int]) -> list[Parameter
         [rows.tags_text(run.tags) for run in runs],
         [run.input for run in runs],
         [run.limit_key for run in runs],
+    ]
+
+
+def _runs(runs: Sequence[NewRun], routes: Mapping[Route, int]) -> list[Parameter]:
+    marks_and_texts = literals.columns(
+        *_texts(runs),
         [run.concurrency_key for run in runs],
         [run.parent for run in runs],
         [run.parent_key for run in runs],
