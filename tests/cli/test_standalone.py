@@ -37,14 +37,18 @@ FLOW = """
 
 
 @pytest.fixture(autouse=True)
-def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The modules that a test imports are gone after it, and no variable of this machine is read."""
+def _as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """The workflow files that a test imports are gone after it, and no variable of this machine is read.
+
+    Only those: a library that were imported a second time would have two of each of its exceptions.
+    """
     for name in ("DURABLE_DATABASE_URL", *VARIABLES):
         monkeypatch.delenv(name, raising=False)
-    before, path = set(sys.modules), list(sys.path)
+    path = list(sys.path)
     yield
-    for name in set(sys.modules) - before:
-        if not name.startswith(("durable", "tests")):
+    for name, module in list(sys.modules.items()):
+        file = Path(getattr(module, "__file__", None) or "/")
+        if file.is_relative_to(tmp_path) or file.is_relative_to(EXAMPLE):
             del sys.modules[name]
     sys.path[:] = path
 
