@@ -43,7 +43,7 @@ _SETTINGS = {
 }
 _BESIDE = {"renew", "notify", "server_now"}
 """Statements of the heartbeat and of hints: they come when time has passed, not when work was done."""
-_CLAIMS = {"claim_runs", "claim_limited"}
+_CLAIMS = {"claim_runs", "claim_limited", "look"}
 _UNCOUNTED = {"workers", "migrations", "routes"}
 """Tables of the life of workers and schemas, not of runs."""
 
@@ -325,8 +325,21 @@ class Server:
             round(wal["bytes"] / all_of, 1),
         )
 
+    async def idle(self, looks: int) -> tuple[Counter[tuple[str, ...]], Counter[str]]:
+        """What a worker without runs sends in so many polls: its looks, and the rest."""
+        self._number += 1
+        wire = Wire(self._database(f"counted_{self._number}"), "durable")
+        async with wire.listening():
+            worker = WorkerOptions(lease=600, poll_interval=0.02)
+            async with Engine(store_for(wire.url, "durable"), workflows=FLOWS, worker=worker) as engine:
+                await engine.run_until_idle()
+                wire.clear()
+                while wire.looks.total() < looks:
+                    await asyncio.sleep(0.02)
+                return wire.looks.copy(), wire.executed.copy()
+
     async def _repeat(self, wire: Wire, scenario: Scenario, repeats: int, seen: list[_Seen]) -> None:
-        options = WorkerOptions(concurrency=CROWD, linger=0, lease=600)
+        options = WorkerOptions(concurrency=CROWD, linger=0, lease=600, poll_interval=600)
         engine = Engine(store_for(wire.url, "durable"), workflows=FLOWS, worker=options)
         works = scenario.left is not State.PENDING
         async with engine if works else engine.client():

@@ -51,8 +51,7 @@ EFFECT_TOPIC = "/effect"
 """The topic of the events that say that a shared effect was made, or may be made by others; its key is the event's."""
 
 EFFECT_RETENTION = 3600.0
-"""Seconds for which such an event is kept: between being told that another run makes the effect and the commit of the
-wait passes at most what a worker needs for a commit, outages included. While the database is away no effect ends."""
+"""Seconds for which such an event is kept: longer than any commit of a wait takes. In an outage no effect ends."""
 
 
 class Hint(Flag):
@@ -199,6 +198,8 @@ class Store(Timetable, Oversight, Protocol):
         batch: str,
         warm: Mapping[str, int],
         done: Sequence[str] = (),
+        *,
+        unasked: bool = False,
     ) -> Claimed:
         """Take up to ``limit`` ready runs, never one that is taken.
 
@@ -206,18 +207,18 @@ class Store(Timetable, Oversight, Protocol):
         not let it take: see ``put_queues``.
 
         A run with two takeovers or more since its last new record is a suspect (``RunSummary.suspect``). A claim takes
-        at most one, and none while the worker holds another: so each further death of a worker counts against one
-        suspect alone, and a run that kills at once whoever claims it takes no other to ``dead_letter`` with it. The
-        price: runs that were taken over twice begin one at a time in each worker, until each has written a record.
+        at most one, and none while the worker holds another: so a run that kills at once whoever claims it takes no
+        other to ``dead_letter`` with it. The price: each worker begins such runs one at a time, until they progress.
 
         Args:
             worker: Who claims. Without a live row nothing is claimed.
             routes: What it can execute. A run needs all three: its workflow, its version, its queue.
             limit: At most so many.
             batch: Id of this claim, a new UUID each time.
-            warm: Runs whose execution the worker still has in memory: run id → the claim number it has seen.
-                When nobody else claimed the run since, its records are not read (``records=None``).
+            warm: Executions that the worker still has in memory: run id → the claim number it has seen. When nobody
+                else claimed the run since, its records are not read (``records=None``).
             done: Ids of earlier batches none of whose runs the worker holds any more; forgotten.
+            unasked: Nothing was heard, so probably nothing is there: a store may look first, if that is cheaper.
 
         The answer also holds what has been asked of runs that the worker holds, those of this answer included: each
         request with every claim, ``limit=0`` and no routes included, until the run has left the worker or the request
@@ -226,10 +227,7 @@ class Store(Timetable, Oversight, Protocol):
         ...
 
     async def claim_run(self, worker: str, route: Route, run_id: str, batch: str, warm: Mapping[str, int]) -> Claimed:
-        """As ``claim`` of this route with a limit of 1, and of no other run than this one.
-
-        Nobody's turn is respected: it may be claimed before others of its priority that are due longer. Limits are.
-        """
+        """As ``claim`` of this route, of this one run, even before others that are due longer. Limits hold."""
         ...
 
     async def owned(self, worker: str) -> list[RunRef]:

@@ -255,6 +255,7 @@ class Worker(Asking):
             self.poke()
 
     async def _claim_loop(self) -> None:
+        asked = True
         while not self._stopping:
             self._signal.clear()
             try:
@@ -263,10 +264,10 @@ class Worker(Asking):
                     await self._register()  # under a new id
                 await self._reap_if_due()
                 await self._reconcile_if_due()
-                await self._claim(self._wanted())
+                await self._claim(self._wanted(), unasked=not asked)
             except StoreUnavailable as error:
                 _log.warning("cannot claim: %s", error)
-                self._reconcile_at = 0.0
+                self._reconcile_at, asked = 0.0, True
                 await self._wait(_RETRY_PAUSE)
                 continue
             except Exception:
@@ -274,9 +275,10 @@ class Worker(Asking):
                 self.hooks.emit("error", detail="a claim failed")
                 await self._wait(_RETRY_PAUSE)
                 continue
+            asked = True
             if not (self._more and len(self._active) < self._options.concurrency):
                 self._check_idle()
-                await self._wait(self._options.poll_interval)
+                asked = await self._wait(self._options.poll_interval)
 
     def _wanted(self) -> int:
         """How many runs to claim; 0, to hear what is asked, when no slot is free."""
@@ -288,14 +290,15 @@ class Worker(Asking):
     def _free_slots(self) -> int:
         return self._options.concurrency - len(self._active) - len(self._starting.under_way) - self._claiming
 
-    async def _wait(self, timeout: float) -> None:
+    async def _wait(self, timeout: float) -> bool:
+        """Until there is a reason to claim; False: there was none for ``timeout`` seconds."""
         try:
             async with asyncio.timeout(timeout):
-                await self._signal.wait()
+                return await self._signal.wait()
         except TimeoutError:
-            return
+            return False
 
-    async def _claim(self, limit: int) -> None:
+    async def _claim(self, limit: int, *, unasked: bool) -> None:
         worker, batch = self.id, new_id(self.clock.now())
         if not worker:  # the lease was lost while this turn reaped: the next one registers
             return
@@ -307,7 +310,7 @@ class Worker(Asking):
             if self._only is not None and limit:
                 answer = await self._store.claim_run(worker, *self._only, batch, warm)
             else:
-                answer = await self._store.claim(worker, self._routes, limit, batch, warm, done)
+                answer = await self._store.claim(worker, self._routes, limit, batch, warm, done, unasked=unasked)
         except StoreUnavailable:
             self._batches.put_back(done)
             raise

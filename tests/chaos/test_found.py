@@ -40,9 +40,11 @@ class _LosesTheLease(MemoryStore):
         batch: str,
         warm: Mapping[str, int],
         done: Sequence[str] = (),
+        *,
+        unasked: bool = False,
     ) -> Claimed:
         self.asked_as.append(worker)
-        return await super().claim(worker, routes, limit, batch, warm, done)
+        return await super().claim(worker, routes, limit, batch, warm, done, unasked=unasked)
 
     async def owned(self, worker: str) -> list[RunRef]:
         self.asked_as.append(worker)

@@ -118,8 +118,10 @@ class _Claims(MemoryStore):
         batch: str,
         warm: Mapping[str, int],
         done: Sequence[str] = (),
+        *,
+        unasked: bool = False,
     ) -> Claimed:
-        return await super().claim(worker, *self.arguments(routes, limit, batch, warm), done)
+        return await super().claim(worker, *self.arguments(routes, limit, batch, warm), done, unasked=unasked)
 
 
 class _NoBatch(_Claims):

@@ -60,3 +60,8 @@ async def test_runs_that_share_flushes_take_no_more_than_in_the_table(
     assert found.rows["runs"] == expected["rows"]["runs"]
     assert found.wal_records <= 1.25 * expected["wal_records"]
     assert found.wal_bytes <= 1.25 * expected["wal_bytes"]
+
+
+async def test_an_idle_worker_sends_one_statement_a_poll(server: Server) -> None:
+    looks, others = await server.idle(20)
+    assert (set(looks), others) == ({("look",)}, {})

@@ -35,6 +35,7 @@ HOT = [
     "claim_runs",
     "claim_histories",
     "claim_rest",
+    "look",
     "owned",
     "renew",
     "release_orphans",

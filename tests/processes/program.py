@@ -85,10 +85,10 @@ class Watched:
             self._at("renew").passed_by_thread()
         return self._store.renew(worker, lease)
 
-    async def claim(self, worker: str, routes: Sequence[Route], *args: Any) -> Claimed:
+    async def claim(self, worker: str, routes: Sequence[Route], *args: Any, **named: Any) -> Claimed:
         if self._held.is_set():
             await self._at("go").passed()
-        return await self._store.claim(worker, routes, *args)
+        return await self._store.claim(worker, routes, *args, **named)
 
     async def commit(self, worker: str, writes: Sequence[RunWrite]) -> list[Outcome]:
         outcomes = await self._store.commit(worker, writes)

@@ -79,9 +79,11 @@ class WarmForEver(MemoryStore):
         batch: str,
         warm: Mapping[str, int],
         done: Sequence[str] = (),
+        *,
+        unasked: bool = False,
     ) -> Claimed:
         warm = {run_id: self._rows[run_id].claim for run_id in warm}
-        return await super().claim(worker, routes, limit, batch, warm, done)
+        return await super().claim(worker, routes, limit, batch, warm, done, unasked=unasked)
 
 
 class ConsumedIsForgotten(MemoryStore):

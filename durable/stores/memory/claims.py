@@ -23,6 +23,8 @@ class Claims(Queues):
         batch: str,
         warm: Mapping[str, int],
         done: Sequence[str] = (),
+        *,
+        unasked: bool = False,  # noqa: ARG002  (the seam's signature)
     ) -> Claimed:
         with self._lock:
             now = self._clock.now()

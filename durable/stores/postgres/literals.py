@@ -17,7 +17,7 @@ from uuid import UUID
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
-from durable.errors import PayloadError
+from durable.errors import PayloadError, RunNotFound
 
 _UUID, _FLOAT8 = 2950, 701  # their oids
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
@@ -150,3 +150,14 @@ def known(run_ids: Sequence[str]) -> list[str]:
         except ValueError:
             continue
     return list(found)
+
+
+def existing(run_id: str) -> str:
+    """The id in its canonical form.
+
+    Raises:
+        RunNotFound: It is none.
+    """
+    if not (found := known([run_id])):
+        raise RunNotFound(f"there is no run {run_id!r}")
+    return found[0]

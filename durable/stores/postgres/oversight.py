@@ -16,10 +16,9 @@ from durable.reports import Census, Depth, Finding, Scope, StoredToken, Token, W
 from durable.sql import Migration
 from durable.stores.findings import abandoned, counted, missing, stranded
 from durable.stores.postgres import literals
-from durable.stores.postgres.sessions import Sessions
+from durable.stores.postgres.sessions import SHARD, Sessions
 from durable.stores.postgres.wire import Row
 
-_SHARD = "0"  # a single Postgres has one
 _LONG = 300.0
 """Seconds after which a transaction keeps vacuum from too much."""
 _AWRY = 1.0
@@ -44,7 +43,7 @@ class Oversight(ABC):
         return [WorkerInfo(*row) for row in await self._use.read("workers")]
 
     async def census(self) -> Census:
-        rows = await self._use.read("census", _SHARD)
+        rows = await self._use.read("census", SHARD)
         now, runs, ready = rows[0][0], dict[tuple[str, State], int](), dict[str, list[Row]]()
         for row in rows[1:]:
             _, queue, workflow, state, count, *_ = row
@@ -95,7 +94,7 @@ class Oversight(ABC):
         if (reaped := await self.reap()).released:
             done.append(f"took over {counted(reaped.released, 'run')} of workers whose leases had expired")
         if found := await self._stranded():
-            call = self._use.call("free_stranded", _SHARD, literals.ids(found))
+            call = self._use.call("free_stranded", SHARD, literals.ids(found))
             [freed] = await self._use.write("free_stranded", call)
             if freed:
                 done.append(f"made {counted(len(freed), 'run')} ready that nothing would have woken")
@@ -105,7 +104,7 @@ class Oversight(ABC):
         return done
 
     async def _stranded(self) -> list[str]:
-        return [run_id for [run_id] in await self._use.read("stranded_runs", _SHARD)]
+        return [run_id for [run_id] in await self._use.read("stranded_runs", SHARD)]
 
     async def _sees_all(self) -> bool:
         return bool((await self._use.read("settings"))[0][3])

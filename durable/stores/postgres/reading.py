@@ -8,9 +8,8 @@ from datetime import datetime
 
 from durable.model import Record, Run, RunFilter, RunSummary
 from durable.stores.postgres import literals, rows
-from durable.stores.postgres.sessions import Sessions
+from durable.stores.postgres.sessions import SHARD, Sessions
 
-SHARD = "0"  # a single Postgres has one
 _LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 

@@ -13,10 +13,9 @@ from durable.store import Route
 from durable.stores.postgres import creating, literals
 from durable.stores.postgres.literals import Parameter
 from durable.stores.postgres.routing import Routes
-from durable.stores.postgres.sessions import Sessions
+from durable.stores.postgres.sessions import SHARD, Sessions
 from durable.stores.postgres.wire import Row
 
-_SHARD = "0"  # a single Postgres has one
 _BEGINNING = "-infinity"
 
 
@@ -37,43 +36,43 @@ class Schedules(ABC):
         call = self._use.call
         _, answers, *_ = await self._use.write(
             "write_schedules",
-            call("hold_schedules", _SHARD, *_names(write.schedule.spec.name for write in writes)),
-            call("write_schedules", _SHARD, *_parameters(writes, runs)),
+            call("hold_schedules", SHARD, *_names(write.schedule.spec.name for write in writes)),
+            call("write_schedules", SHARD, *_parameters(writes, runs)),
             *(creating.inserting(self._use, runs, routes) if runs else []),
-            call("settle_ticks", _SHARD, *_names(w.schedule.spec.name for w in writes if not _overlaps(w.schedule))),
+            call("settle_ticks", SHARD, *_names(w.schedule.spec.name for w in writes if not _overlaps(w.schedule))),
         )
         applied = {name for [name] in answers}
         await creating.make_way(
-            self._use, _SHARD, [run.id for run in runs if run.schedule in applied and _replaces(run)]
+            self._use, SHARD, [run.id for run in runs if run.schedule in applied and _replaces(run)]
         )
         return [write.schedule.spec.name in applied for write in writes]
 
     async def delete_schedule(self, name: str) -> bool:
-        [deleted] = await self._use.write("delete_schedule", self._use.call("delete_schedule", _SHARD, name))
+        [deleted] = await self._use.write("delete_schedule", self._use.call("delete_schedule", SHARD, name))
         return bool(deleted)
 
     async def find_schedules(self, names: Sequence[str]) -> list[Found]:
         if not names:
             return []
-        rows = await self._use.read("found_schedules", _SHARD, *_names(names), _BEGINNING, "", "0")
+        rows = await self._use.read("found_schedules", SHARD, *_names(names), _BEGINNING, "", "0")
         return [_found(row) for row in rows]
 
     async def list_schedules(self, limit: int, after: str | None) -> list[Schedule]:
-        return [_schedule(row) for row in await self._use.read("list_schedules", _SHARD, after or "", str(limit))]
+        return [_schedule(row) for row in await self._use.read("list_schedules", SHARD, after or "", str(limit))]
 
     async def due_schedules(self, limit: int, after: tuple[datetime, str] | None) -> Due:
         when, name = (_BEGINNING, "") if after is None else (after[0].isoformat(), after[1])
         found, [(now, next_due_at, unasked)] = await self._use.write(
             "due_schedules",
-            self._use.call("found_schedules", _SHARD, *_names(()), when, name, str(limit)),
-            self._use.call("schedules_rest", _SHARD),
+            self._use.call("found_schedules", SHARD, *_names(()), when, name, str(limit)),
+            self._use.call("schedules_rest", SHARD),
         )
-        await creating.make_way(self._use, _SHARD, unasked)
+        await creating.make_way(self._use, SHARD, unasked)
         return Due(now, [_found(row) for row in found], next_due_at)
 
     async def ticks(self, name: str, since: datetime, until: datetime, limit: int) -> list[Ticked]:
         between = literals.instant(since), literals.instant(until)
-        return [Ticked(*row) for row in await self._use.read("ticks", _SHARD, name, *between, str(limit))]
+        return [Ticked(*row) for row in await self._use.read("ticks", SHARD, name, *between, str(limit))]
 
 
 def _overlaps(schedule: Schedule) -> bool:

@@ -16,6 +16,9 @@ from durable.stores.postgres.wire import NEVER, Call, Row, exchange
 
 T = TypeVar("T")
 
+SHARD = "0"
+"""Of every row: a single Postgres has one."""
+
 _NEVER_PREPARED = frozenset(
     {
         *("list_runs", "ended_before", "set_aside", "delete_runs", "match_events", "forget_events", "forget_signals"),

@@ -17,12 +17,10 @@ from durable.clock import ServerClock
 from durable.errors import (
     InvalidArgument,
     PayloadError,
-    RunNotFound,
     StoreUnavailable,
     without_password,
 )
 from durable.model import (
-    Claimed,
     Created,
     Effect,
     Emitted,
@@ -58,7 +56,8 @@ from durable.stores.postgres import (
 from durable.stores.postgres import events as publishing
 from durable.stores.postgres import signals as signalling
 from durable.stores.postgres import writes as flushing
-from durable.stores.postgres.connections import REPEATS, Server
+from durable.stores.postgres.claiming import ONLY, Claiming
+from durable.stores.postgres.connections import Server
 from durable.stores.postgres.foreign import OnPostgresConnection
 from durable.stores.postgres.hints import Hints
 from durable.stores.postgres.lease import LeaseConnection
@@ -69,17 +68,16 @@ from durable.stores.postgres.reading import Reading
 from durable.stores.postgres.reaping import STUCK_AFTER, Blockers
 from durable.stores.postgres.routing import Routes
 from durable.stores.postgres.schedules import Schedules
-from durable.stores.postgres.sessions import FLUSHES, Sessions
+from durable.stores.postgres.sessions import FLUSHES, SHARD, Sessions
 from durable.stores.postgres.transactions import Transactions
 from durable.stores.postgres.wire import Call
 
-SHARD = "0"  # a single Postgres has one
 _LANES = ("claim", "start", *FLUSHES, "effect", *transactions.LANES)
 """Each under a row of its own with the worker's lease, for what it sends at the same time as the others."""
-_ONLY, _MARK = "_only", "/* only this run */"
+_MARK = "/* only this run */"
 
 
-class PostgresStore(Reading, Schedules, Oversight):
+class PostgresStore(Claiming, Reading, Schedules, Oversight):
     """Runs in a schema of a Postgres database.
 
     Constructing it does no I/O.
@@ -116,7 +114,6 @@ class PostgresStore(Reading, Schedules, Oversight):
         self._routes = Routes()
         self._limits = Limits()
         self._sweeps = turns.Sweeps()
-        self._turn = 0
         self._pruning = pruning.Pruning(SHARD)
         self._opened = 0
         self._opening: asyncio.Lock | None = None
@@ -263,70 +260,6 @@ class PostgresStore(Reading, Schedules, Oversight):
 
     # -- execution, fenced ------------------------------------------------------------------------
 
-    async def claim(
-        self,
-        worker: str,
-        routes: Sequence[Route],
-        limit: int,
-        batch: str,
-        warm: Mapping[str, int],
-        done: Sequence[str] = (),
-    ) -> Claimed:
-        return await self._claim(worker, routes, limit, batch, warm, done)
-
-    async def claim_run(self, worker: str, route: Route, run_id: str, batch: str, warm: Mapping[str, int]) -> Claimed:
-        return await self._claim(worker, [route], 1, batch, warm, (), _existing(run_id))
-
-    async def _claim(
-        self,
-        worker: str,
-        routes: Sequence[Route],
-        limit: int,
-        batch: str,
-        warm: Mapping[str, int],
-        done: Sequence[str],
-        *only: str,
-    ) -> Claimed:
-        numbers = await self._routes.numbers(self._use, routes)
-        wanted = [numbers[route] for route in routes]
-        self._turn += 1
-        first = self._turn % max(1, len(wanted))  # routes rotate: under a full load each comes first in turn
-        turned = literals.scalars(wanted[first:] + wanted[:first])
-        asked = (turned, str(limit), batch, literals.ids(list(warm)), literals.scalars(list(warm.values())))
-        await self._sweeps.sweep(self._use, SHARD)
-        for _ in range(REPEATS):
-            known = self._limits.version
-            limited = self._limits.claim(self._use, worker, SHARD, routes, turned)
-            claim = ("claim_runs" if limited is None else "claim_limited") + (_ONLY if only else "")
-            lane = self._use.claim
-            [drained], *answers = await lane.transaction(
-                self._call("drain_wakes", SHARD),
-                *(limited.before if limited else ()),
-                self._call(claim, worker, SHARD, *asked, literals.ids(done), known, *only),
-                self._call("claim_histories", worker, batch),
-                self._call("claim_signals", worker, batch),
-                self._call("claim_rest", SHARD, turned, worker, batch),
-                *(limited.after if limited else ()),
-            )
-            sent = lane.sent
-            first = len(limited.before) if limited else 0
-            runs, histories, inboxes, [rest] = answers[first : first + 4]
-            now, ready, requested, signalled, stirred, version = rest
-            self._clock.observe(now, sent)
-            if version not in {None, known or ""}:
-                await self._limits.refresh(self._use)
-                continue
-            if limited:
-                runs, ready = limited.answer(answers, limit, now, ready)
-            elif runs and runs[-1][0] is None:
-                runs, ready = runs[:-1], now
-            again = await publishing.after_claim(self._use, SHARD, now, signalling.Drained(*drained), stirred)
-            if again is not None:
-                ready = again if ready is None else min(ready, again)
-            taken = rows.claimed(runs, histories, signalling.by_run(inboxes), self._routes.by_number, worker, warm)
-            return Claimed(taken, ready, rows.requests(requested), signalled)
-        raise StoreUnavailable("claim: the limits of queues change all the time")
-
     async def unread(self, worker: str, run_ids: Sequence[str]) -> Mapping[str, Unread]:
         known = literals.known(run_ids)
         return await signalling.unread(self._use, SHARD, worker, known) if known else {}
@@ -466,16 +399,16 @@ class PostgresStore(Reading, Schedules, Oversight):
 
     async def request(self, run_id: str, request: Request) -> State | None:
         self._sweeps.soon()
-        return await requesting.ask(self._use, SHARD, _existing(run_id), request)
+        return await requesting.ask(self._use, SHARD, literals.existing(run_id), request)
 
     async def retry_from(self, run_id: str, step: str, request: Request) -> State | None:
-        return await requesting.ask(self._use, SHARD, _existing(run_id), request, step)
+        return await requesting.ask(self._use, SHARD, literals.existing(run_id), request, step)
 
     async def prune(self, before: datetime, limit: int) -> int:
         return await self._pruning.prune(self._use, before, limit)
 
     async def delete(self, run_id: str) -> bool:
-        return await pruning.delete(self._use, SHARD, _existing(run_id))
+        return await pruning.delete(self._use, SHARD, literals.existing(run_id))
 
     # -- hints ------------------------------------------------------------------------------------
 
@@ -489,16 +422,10 @@ class PostgresStore(Reading, Schedules, Oversight):
         return self._use.call(name, *parameters)
 
 
-def _existing(run_id: str) -> str:
-    if not (known := literals.known([run_id])):
-        raise RunNotFound(f"there is no run {run_id!r}")
-    return known[0]
-
-
 def _prepared(statements: Mapping[str, str]) -> dict[str, bytes]:
     """What is sent: with the two claims once more for one run, which they look up by its id."""
     marked = [
-        (name + _ONLY, sql.replace(_MARK, "AND r.id = $10::uuid")) for name, sql in statements.items() if _MARK in sql
+        (name + ONLY, sql.replace(_MARK, "AND r.id = $10::uuid")) for name, sql in statements.items() if _MARK in sql
     ]
     return {name: _without_comments(sql) for name, sql in (*statements.items(), *marked)}
 

@@ -216,6 +216,8 @@ class SQLiteStore(Exchange, Schedules, Oversight):
         batch: str,
         warm: Mapping[str, int],
         done: Sequence[str] = (),
+        *,
+        unasked: bool = False,  # noqa: ARG002  (the seam's signature)
     ) -> Claimed:
         return await self._claim(worker, routes, limit, batch, warm, done)
 

@@ -116,8 +116,10 @@ class Worker:
         batch: str = "",
         warm: Mapping[str, int] | None = None,
         done: Sequence[str] = (),
+        unasked: bool = False,
     ) -> Claimed:
-        answer = await self.store.claim(self.id, routes, limit, batch or str(uuid4()), warm or {}, done)
+        batch = batch or str(uuid4())
+        answer = await self.store.claim(self.id, routes, limit, batch, warm or {}, done, unasked=unasked)
         # Any sequence will do for the seam; the tests compare with lists.
         runs = [
             replace(one, records=one.records if one.records is None else list(one.records), signals=list(one.signals))

@@ -95,7 +95,9 @@ class Compared:
         runs: list[ClaimedRun] = []
         for _ in range(20):
             batch = str(uuid4())
-            answer = await Worker(subject.store, worker).claim(limit - len(runs), routes, batch=batch, warm=warm)
+            unasked = len(warm) % 2 == 0  # either kind of claim finds the same
+            claim = Worker(subject.store, worker).claim
+            answer = await claim(limit - len(runs), routes, batch=batch, warm=warm, unasked=unasked)
             runs += answer.runs
             batches.append(batch)
             next_ready_at = answer.next_ready_at
