@@ -41,6 +41,7 @@ class SharedEffects:
         self._pulse = pulse
         self._attempts = attempts
         self._opened = opened
+        self._shared: dict[str, str] = {}  # effect → the last signal about it
 
     async def made_elsewhere(self, op: Operation, key: str) -> str | None:
         """The result as JSON, once another step has made the effect; None when ``op`` shall make it now.
@@ -62,6 +63,10 @@ class SharedEffects:
                 return effect.data or "null"
             self._execution.write(also=Also(awaited=[Awaited(_TOPIC, key, since)]))
             signal = await signal_in_no_turn(self._pulse, op.key, f"event/{_TOPIC}/{key}")
+            if self._shared.get(key) != signal.id:
+                # The run is told once, for its oldest wait: the other steps that wait for this effect ask again too.
+                self._shared[key] = signal.id  # who gets it from here passes it on to nobody
+                self._pulse.inbox.share(signal)
             self._execution.write(also=Also(consumed=[signal.id]))
 
 

@@ -49,6 +49,12 @@ class Inbox:
                 return True
         return False
 
+    def share(self, signal: Signal) -> None:
+        """It was accepted by one of those who wait for its name, and says the same to all the others."""
+        for key, (names, accept) in list(self._waiting.items()):
+            if signal.name in names and accept(signal):
+                self._waiting.pop(key, None)
+
     def put_back(self, signal: Signal) -> None:
         """It was accepted by an operation that the run's own code has cancelled since: it has its place again."""
         queue = self._unread.get(signal.name, ())

@@ -49,12 +49,12 @@ def forgets(store: PostgresStore) -> None:
         latest = max((record.seq for record in records if record.kind is not Kind.TAKEOVER), default=0)
         return [record for record in records if record.seq != latest]
 
-    async def forgetful(*args: Any) -> Claimed:
-        answer = await claim(*args)
+    async def forgetful(*args: Any, **named: Any) -> Claimed:
+        answer = await claim(*args, **named)
         runs = [replace(run, records=without_the_latest(run.records)) if run.records else run for run in answer.runs]
         return replace(answer, runs=runs)
 
-    store.claim = forgetful  # type: ignore[method-assign,assignment]
+    store.claim = forgetful  # type: ignore[method-assign]
 
 
 def believes(store: PostgresStore) -> None:
@@ -126,7 +126,7 @@ def renews_on_the_loop(store: PostgresStore) -> None:
 
 def no_deadline(store: PostgresStore) -> None:
     """The worker does not ask itself whether its lease may have ended."""
-    durable.worker.Worker.deadline = property(lambda _: float("inf"))  # type: ignore[method-assign,assignment]
+    durable.worker.Worker.deadline = property(lambda _: float("inf"))  # type: ignore[method-assign]
 
 
 def mute(store: PostgresStore) -> None:

@@ -222,3 +222,27 @@ async def test_a_step_that_the_code_cancels_leaves_the_effect_to_the_next_one_of
     async with backend.engine(flow, linger=0) as engine:
         handles = await engine.trigger_many(flow, [None, None])
         assert {await backend.result(engine, handle) for handle in handles} <= {"receipt 2", "receipt 3"}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_all_steps_of_a_run_that_wait_for_one_effect_go_on_when_it_ends(real_time: Backend, fails: bool) -> None:
+    bank = Bank()
+    bank.broken = fails
+
+    @workflow
+    async def three_times(ctx: Context, order: str) -> list[str]:
+        names = ("one", "two", "three")
+        return list(await asyncio.gather(*(ctx.step(n, bank.charge, idempotency_key="k") for n in names)))
+
+    @workflow
+    async def once(ctx: Context, order: str) -> str:
+        return await ctx.step("charge", bank.charge, idempotency_key="k", retry=None)
+
+    async with real_time.engine(once, three_times, linger=SOON) as engine:  # its coroutine waits, and asks once
+        await engine.trigger(once, "1")
+        await bank.begun.wait()
+        handle = await engine.trigger(three_times, "1")
+        await real_time.until(engine, handle.run_id, State.WAITING)
+        bank.go_on.set()
+        assert await real_time.result(engine, handle) == [f"receipt {bank.charges}"] * 3
+        assert bank.charges == (2 if fails else 1)

@@ -33,9 +33,9 @@ class Between:
         if name not in VERBS:
             return found
 
-        async def called(*args: Any) -> Any:
+        async def called(*args: Any, **named: Any) -> Any:
             self.calls.append((name, args))
-            return await self.around(name, lambda: found(*args))
+            return await self.around(name, lambda: found(*args, **named))
 
         return called
 

@@ -57,7 +57,7 @@ class Link:
         if verb.startswith("_"):
             raise AttributeError(verb)
 
-        async def called(*args: Any) -> Any:
+        async def called(*args: Any, unasked: bool = False) -> Any:  # a look first is the store's own affair
             answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
             def arrived(value: Any, error: Exception | None) -> None:

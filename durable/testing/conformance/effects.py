@@ -264,6 +264,20 @@ class EffectConformance:
         assert (await helper.unread(two)).signals == []
         assert await store.history(two.run.id) == []
 
+    async def test_P31_an_end_ends_one_wait_of_each_run(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        worker, one = await claimed(store)
+        helper, two = await claimed(store)
+        await _take(worker, one)
+        for step in ("first", "second"):
+            assert not (await _take(helper, two, step=step)).mine
+            await helper.apply(two, also=_awaiting(_KEY))
+        await helper.wait(two)
+        await worker.apply(_linked(one), record(1, "charge"), also=_end(kept=True))
+        await _drain(store)
+        two = await helper.take()
+        assert [signal.name for signal in two.signals] == [f"event/{EFFECT_TOPIC}/{_KEY}"]
+
     # -- the end ----------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("prune", [True, False])

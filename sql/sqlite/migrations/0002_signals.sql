@@ -152,7 +152,7 @@ CREATE TABLE durable_effects (
 
 CREATE INDEX durable_effects_run ON durable_effects (run);
 
--- Each of those who wait asks again.
+-- Each run that waits asks again. As with any event, it ends the oldest of a run's waits.
 CREATE TRIGGER durable_effects_ended AFTER UPDATE OF ended_at ON durable_effects
 WHEN NEW.ended_at IS NOT NULL
 BEGIN
@@ -160,10 +160,14 @@ BEGIN
 
     INSERT INTO durable_signals (run, id, name, data, at)
     SELECT a.run, lower(hex(randomblob(16))), 'event//effect/' || NEW.key, 'null', NEW.ended_at
-    FROM durable_awaited AS a
-    WHERE a.topic = '/effect' AND a.key = NEW.key;
+    FROM (SELECT DISTINCT run FROM durable_awaited WHERE topic = '/effect' AND key = NEW.key) AS a;
 
-    DELETE FROM durable_awaited WHERE topic = '/effect' AND key = NEW.key;
+    DELETE FROM durable_awaited
+    WHERE n IN (
+        SELECT min(a.n)
+        FROM durable_awaited AS a
+        WHERE a.topic = '/effect' AND a.key = NEW.key
+        GROUP BY a.run);
 END;
 
 -- It has ended since the run was told that somebody else makes it.
