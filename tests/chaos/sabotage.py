@@ -126,7 +126,7 @@ def renews_on_the_loop(store: PostgresStore) -> None:
 
 def no_deadline(store: PostgresStore) -> None:
     """The worker does not ask itself whether its lease may have ended."""
-    durable.worker.Worker.deadline = property(lambda _: float("inf"))  # type: ignore[method-assign]
+    durable.worker.Worker.deadline = property(lambda _: float("inf"))  # type: ignore[method-assign,assignment]
 
 
 def mute(store: PostgresStore) -> None:
