@@ -24,7 +24,7 @@ class WorkerOptions:
             0.5. It is renewed every third of it.
         poll_interval: Seconds or timedelta after which an idle worker looks for runs unasked. Default 1.
         linger: Seconds or timedelta for which a parked run stays in memory, to go on without a replay; 0 evicts it at
-            once. Default 1.
+            once. Default 1. The last 500 stay at most.
         drain_timeout: Seconds or timedelta for which a stopping worker lets running steps end. Default 30.
         prune_after: Seconds or timedelta after which runs that have ended are deleted, a bounded batch at a time,
             beside the other work. Default None: never.

@@ -7,6 +7,9 @@ import asyncio
 from durable.execution import Execution
 from durable.steps import UNWIND
 
+_MOST = 500
+"""Executions, of about 10 kB each, that are kept at most: every claim names all of them."""
+
 
 class Warm:
     """The parked executions of one worker.
@@ -28,6 +31,10 @@ class Warm:
         return {run_id: execution.ref.claim for run_id, (execution, _) in self._kept.items()}
 
     def keep(self, run_id: str, execution: Execution) -> None:
+        """Until its linger ends, or until it is the oldest of too many."""
+        if len(self._kept) >= _MOST:
+            oldest, (its_execution, _) = next(iter(self._kept.items()))
+            self.evict(oldest, its_execution)
         timer = asyncio.get_running_loop().call_later(self._linger, self.evict, run_id, execution)
         self._kept[run_id] = execution, timer
 

@@ -19,6 +19,7 @@ NOT_SO = {
     "test_a_result_that_cannot_be_stored_is_undone_with_its_own_retry": "the step has no record yet, and runs again",
     "test_branches_of_one_name_are_told_apart_and_nest": "notes what each pass saw, in a list of the test",
     "test_a_run_that_lingers_goes_on_without_a_replay": "its subject is the linger",
+    "test_the_oldest_of_too_many_that_linger_is_replayed": "its subject is the linger",
     "test_P19_a_linger_that_ends_while_the_run_is_claimed_again_repeats_nothing": "its subject is the linger",
     "test_P04_a_lease_that_is_lost_while_the_history_is_read_starts_no_step": "its subject is the linger",
     "test_a_logged_line_appears_once_whatever_the_number_of_passes": "a line is written again that no record followed",

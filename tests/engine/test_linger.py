@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from durable import Context, Engine, Retry, State, StepFailed, WorkerOptions, Workflow, workflow
+from durable import Context, Engine, Retry, RunHandle, State, StepFailed, WorkerOptions, Workflow, warm, workflow
 from durable.stores.memory import MemoryStore
 from tests.engine.backends import SOON, Backend
 from tests.engine.test_replay import EVICT
@@ -158,6 +158,28 @@ async def test_P04_a_lease_that_is_lost_while_the_history_is_read_starts_no_step
         assert await handle.result(timeout=SOON) == "done"
     assert len(lost) == 1
     assert calls == ["ship"]
+
+
+async def test_the_oldest_of_too_many_that_linger_is_replayed(
+    real_time: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm, "_MOST", 2)
+    passes: list[int] = []
+
+    @workflow
+    async def flow(ctx: Context, number: int) -> None:
+        passes.append(number)
+        await ctx.wait_for("go", int)
+
+    async with real_time.engine(flow, linger=SOON) as engine:
+        handles: list[RunHandle[None]] = []
+        for number in range(3):
+            handles.append(await engine.trigger(flow, number))
+            await real_time.until(engine, handles[-1].run_id, State.WAITING)
+        for handle in handles:
+            await engine.signal(handle.run_id, "go", 1)
+            await handle.result(timeout=SOON)
+    assert sorted(passes) == [0, 0, 1, 2]
 
 
 async def test_a_run_that_lingers_goes_on_without_a_replay(real_time: Backend) -> None:
