@@ -10,7 +10,8 @@ from functools import partial
 import pytest
 
 from durable import Context, CurrentStep, DurableError, Retry, RunFailed, current_step, workflow
-from tests.engine.backends import Backend, Passes
+from tests.engine.backends import SOON, Backend, Passes
+from tests.engine.wrapped import Between
 
 
 async def double(n: int) -> int:
@@ -260,3 +261,23 @@ async def test_the_idempotency_key_is_the_same_for_every_attempt_and_told_before
         handle = await engine.trigger(foresees)
         assert await backend.result(engine, handle) == f"{handle.run_id}/flaky"
     assert keys == [f"{handle.run_id}/flaky"] * 3
+
+
+async def test_a_free_slot_is_filled_also_after_a_claim_that_had_none_to_fill(real_time: Backend) -> None:
+    gates = [asyncio.Event() for _ in range(3)]
+
+    @workflow
+    async def flow(ctx: Context, number: int) -> None:
+        await ctx.step("pass", gates[number].wait)
+
+    store = Between(real_time.store())
+    async with real_time.engine(flow, store=store.store, concurrency=2, poll_interval=10 * SOON) as engine:
+        handles = [await engine.trigger(flow, number) for number in range(3)]
+        async with asyncio.timeout(SOON):
+            while all(args[2] for args in store.made("claim")):  # noqa: ASYNC110 - claims are not announced
+                await asyncio.sleep(0.002)
+        gates[0].set()
+        gates[2].set()
+        await handles[2].result(timeout=SOON)
+        gates[1].set()
+        await handles[1].result(timeout=SOON)
