@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
+import logging
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -171,6 +172,8 @@ def main() -> None:
     if asked.missing:
         done = green(PAGE, [GATES[name].title for name in names])
         names = [name for name in names if GATES[name].title not in done]
+    for noisy in ("psycopg", "durable"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what the gates break themselves is no news
     if not asyncio.run(run(names, PAGE)):
         sys.exit(1)
 
