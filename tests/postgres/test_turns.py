@@ -128,7 +128,8 @@ async def test_P37_an_end_does_not_wait_for_a_trigger_and_the_next_claim_passes_
     assert [run.run.id for run in (await worker.claim()).runs] == [next_.id]
 
 
-async def test_P37_another_process_finds_what_was_left(postgres: Postgres) -> None:
+@pytest.mark.parametrize("unasked", [False, True])
+async def test_P37_another_process_finds_what_was_left(postgres: Postgres, unasked: bool) -> None:
     store, second = await postgres.fresh(), await postgres.another()
     worker, one = await claimed(store, concurrency_key="k")
     next_ = keyed()
@@ -137,7 +138,7 @@ async def test_P37_another_process_finds_what_was_left(postgres: Postgres) -> No
         postgres.rows("SELECT FROM durable.turn_keys FOR UPDATE")
         await worker.apply(one, change=_COMPLETE)
     other = await Worker.start(second)
-    assert [run.run.id for run in (await other.claim()).runs] == [next_.id]
+    assert [run.run.id for run in (await other.claim(unasked=unasked)).runs] == [next_.id]
 
 
 async def test_P37_a_trigger_waits_for_another_one_with_the_key_and_sees_its_run(postgres: Postgres) -> None:

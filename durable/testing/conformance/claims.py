@@ -10,7 +10,20 @@ from datetime import timedelta
 from uuid import uuid4
 
 from durable import states
-from durable.model import ClaimedRun, Outcome, RunRef, State
+from durable.model import (
+    Also,
+    Awaited,
+    Claimed,
+    ClaimedRun,
+    Kind,
+    Outcome,
+    Published,
+    Queue,
+    Request,
+    RunRef,
+    State,
+    Verb,
+)
 from durable.store import Route
 from durable.testing.conformance.harness import (
     LONG_AGO,
@@ -20,9 +33,11 @@ from durable.testing.conformance.harness import (
     Worker,
     claimed,
     create,
+    new_id,
     new_run,
     read,
     record,
+    send,
 )
 
 _RELEASE = states.release(State.RUNNING)
@@ -266,6 +281,55 @@ class ClaimConformance:
         for _ in range(2):
             runs = _by_id((await worker.claim(batch=batch, warm={first.run.id: 1})).runs)
             assert {run_id: one.records for run_id, one in runs.items()} == {first.run.id: None, cold: []}
+
+    # -- unasked ----------------------------------------------------------------------------------
+
+    async def test_an_unasked_claim_finds_what_is_due_and_when_the_next_run_is(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        worker = await Worker.start(store)
+        assert await worker.claim(unasked=True) == Claimed([], None, [], [])
+        later = store.clock.now() + timedelta(days=1)
+        due, _ = await create(store, new_run(), new_run(ready_at=later))
+        answer = await worker.claim(unasked=True)
+        assert ([one.run.id for one in answer.runs], answer.next_ready_at) == ([due], later)
+        assert (await worker.claim(unasked=True)).next_ready_at == later
+        assert (await worker.claim(routes=[Route("refund", "1")], unasked=True)).next_ready_at is None
+
+    async def test_an_unasked_claim_takes_what_a_signal_or_an_event_has_woken(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        worker, one = await claimed(store)
+        await create(store)
+        two = await worker.take()
+        await worker.wait(one, record(1, "approval", Kind.WAIT, None))
+        event = Also(awaited=[Awaited("paid", "order-1", LONG_AGO)])
+        await worker.wait(two, record(1, "paid", Kind.WAIT, None), also=event)
+        assert (await worker.claim(unasked=True)).runs == []
+        await send(store, one.run.id, "s1")
+        assert [run.run.id for run in (await worker.claim(unasked=True)).runs] == [one.run.id]
+        await store.publish([Published(new_id(), "paid", "order-1", "true", 3600.0)])
+        runs: list[str] = []
+        while not runs:  # a store may compare events with a claim, and give out what they have woken with the next
+            runs = [run.run.id for run in (await worker.claim(unasked=True)).runs]
+        assert runs == [two.run.id]
+
+    async def test_an_unasked_claim_hears_what_is_asked_and_signalled(self, harness: StoreHarness) -> None:
+        store = await harness.fresh()
+        worker, one = await claimed(store)
+        cancel = Request(Verb.CANCEL, "by hand", "me")
+        await store.request(one.run.id, cancel)
+        for limit in (0, 5):
+            assert list((await worker.claim(limit, unasked=True)).requests) == [(one.run.id, cancel)]
+        other, two = await claimed(store)
+        await send(store, two.run.id, "s1")
+        assert (await other.claim(unasked=True)).signalled == [two.run.id]
+
+    async def test_an_unasked_claim_keeps_limits_that_another_process_has_put(self, harness: StoreHarness) -> None:
+        store, other = await harness.fresh(), await harness.another()
+        worker = await Worker.start(store)
+        assert (await worker.claim(unasked=True)).runs == []
+        await other.put_queues([Queue("default", concurrency=1)])
+        await create(other, new_run(), new_run())
+        assert [len((await worker.claim(unasked=True)).runs) for _ in range(2)] == [1, 0]
 
 
 def _by_id(runs: Sequence[ClaimedRun]) -> dict[str, ClaimedRun]:

@@ -44,6 +44,8 @@ class Oracle(Asking):
     def put_queue(self, queue: Queue) -> None:
         if self.queues.get(queue.name, Queue(queue.name)) == queue:
             return
+        for run in self.runs.values():
+            run.kept_back_perhaps |= run.new.queue == queue.name and self.by_key(run)
         self.queues[queue.name] = queue
         if queue.unlimited:
             del self.queues[queue.name]
@@ -53,7 +55,7 @@ class Oracle(Asking):
     def by_key(self, run: Kept) -> bool:
         """Whether a limit key may keep the run from being taken. When it loses its time for it is open."""
         limits = self.queues.get(run.new.queue)
-        return (
+        return run.kept_back_perhaps or (
             run.new.limit_key is not None
             and limits is not None
             and (limits.per_key is not None or limits.rate_per_key is not None)
@@ -141,6 +143,7 @@ class Oracle(Asking):
                     self._spent[run.new.queue, run.new.limit_key] += limits.rate_per_key is not None
             run.state = run.state if run.state is State.COMPENSATING else State.RUNNING
             run.owner, run.ready, run.started, run.untold = worker, None, True, False
+            run.kept_back_perhaps = False
             run.claim += 1
             refs.append(self.ref(run))
         if refs:

@@ -50,6 +50,7 @@ class Kept:
     linked: bool = False
     linked_perhaps: bool = False  # it asked for a shared effect: a store may link it before it knows who makes that
     placed: bool = False  # it holds a place in its queue now
+    kept_back_perhaps: bool = False  # by a limit of its key that is gone: a store looks at it anew with the next claim
 
     @property
     def over(self) -> bool:
