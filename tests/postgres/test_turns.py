@@ -132,13 +132,17 @@ async def test_P37_an_end_does_not_wait_for_a_trigger_and_the_next_claim_passes_
 async def test_P37_another_process_finds_what_was_left(postgres: Postgres, unasked: bool) -> None:
     store, second = await postgres.fresh(), await postgres.another()
     worker, one = await claimed(store, concurrency_key="k")
+    other = await Worker.start(second)
+    assert (await other.claim()).runs == []
     next_ = keyed()
     await create(store, next_)
     with postgres.sql.transaction():
         postgres.rows("SELECT FROM durable.turn_keys FOR UPDATE")
         await worker.apply(one, change=_COMPLETE)
-    other = await Worker.start(second)
-    assert [run.run.id for run in (await other.claim(unasked=unasked)).runs] == [next_.id]
+    async with asyncio.timeout(10):  # a process looks once a second
+        while not (runs := (await other.claim(unasked=unasked)).runs):
+            continue
+    assert [run.run.id for run in runs] == [next_.id]
 
 
 async def test_P37_a_trigger_waits_for_another_one_with_the_key_and_sees_its_run(postgres: Postgres) -> None:
