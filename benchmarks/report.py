@@ -35,8 +35,10 @@ SCENARIOS = {
 
 
 def rows(results: Results, figure: Figure) -> list[tuple[str, str, str]]:
-    """Contestant, figure, and how many times better ours is."""
+    """Contestant, figure, and how many times better ours is; nothing when nobody was measured."""
     found: list[tuple[str, str, str]] = []
+    if not any(cell.samples for (key, _), cell in results.cells.items() if key == figure.key):
+        return found
     for name in CONTESTANTS:
         cell = results.cells.get((figure.key, name))
         if cell is None:

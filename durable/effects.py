@@ -28,28 +28,20 @@ only has the store asked again."""
 class SharedEffects:
     """The shared effects of one execution."""
 
-    def __init__(
-        self,
-        execution: Execution,
-        host: Host,
-        pulse: Pulse,
-        attempts: Attempts,
-        opened: Callable[[], Awaitable[None]],
-    ) -> None:
+    def __init__(self, execution: Execution, host: Host, pulse: Pulse, attempts: Attempts) -> None:
         self._execution = execution
         self._host = host
         self._pulse = pulse
         self._attempts = attempts
-        self._opened = opened
         self._shared: dict[str, str] = {}  # effect → the last signal about it
 
-    async def made_elsewhere(self, op: Operation, key: str) -> str | None:
+    async def made_elsewhere(self, op: Operation, key: str, opened: Callable[[], Awaitable[None]]) -> str | None:
         """The result as JSON, once another step has made the effect; None when ``op`` shall make it now.
 
-        While another makes it, the run waits, and is parked.
+        While another makes it, the run waits, and is parked. ``opened`` returns when operations may begin.
         """
         while True:
-            await self._opened()
+            await opened()
             since = self._host.clock.now() - _EARLIER
             self._attempts.busy += 1  # the answer must not find the run parked
             try:

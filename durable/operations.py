@@ -45,7 +45,7 @@ class Operations:
         self._pulse = pulse
         self._attempts = attempts
         self._compensations = compensations
-        self._shared = SharedEffects(execution, host, pulse, attempts, self._open)
+        self._shared = SharedEffects(execution, host, pulse, attempts)
         self._loop = asyncio.get_running_loop()
 
     async def step(self, op: Operation, call: Call) -> Any:
@@ -55,8 +55,10 @@ class Operations:
                 await self._wait(op)
             if op.recorded is not None:
                 return self._recorded(self._core.deliver(op), call)
-            if call.shared is not None and (text := await self._shared.made_elsewhere(op, call.shared)) is not None:
-                return await self._made_elsewhere(op, call, text)
+            if call.shared is not None:
+                text = await self._shared.made_elsewhere(op, call.shared, self._open)
+                if text is not None:
+                    return await self._made_elsewhere(op, call, text)
             attempt = await self._attempts.run(op, call)
             error = attempt.error
             if error is None:

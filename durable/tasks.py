@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from typing import Any
 
 from durable.steps import log_abandoned
@@ -38,7 +39,11 @@ async def unwound(tasks: Iterable[asyncio.Task[Any]], within: float, what: str) 
     for task in alive:
         task.cancel()
     if alive:
-        _, refusing = await asyncio.wait(alive, timeout=within)
+        ended, refusing = await asyncio.wait(alive, timeout=within)
+        for task in ended:
+            if task.cancelled():
+                with suppress(asyncio.CancelledError):
+                    task.result()  # which hands over the exception: its frames refer to the task that keeps it
         for task in refusing:
             log_abandoned(task, what)
     return bool(alive)
