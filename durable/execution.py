@@ -53,8 +53,7 @@ from durable.tasks import in_background, unwound
 _log = logging.getLogger("durable.execution")
 
 _GRACE = 0.02
-"""Seconds for which a run with several tasks rests before it is parked. Wake-ups between tasks take several
-passes of the loop, and nothing shows from outside which task the next one will wake."""
+"""Seconds for which a run with several tasks rests before it is parked: nothing shows whom a task will wake next."""
 
 _BETWEEN = 0.5
 """Seconds for which a function that is to be undone may go on between its operations, at least: where a replay has
@@ -158,13 +157,15 @@ class Execution:
     async def stop(self, within: float) -> None:
         """Cancel what still executes, and give the run back: no attempt is consumed."""
         self._leaving = True
-        if await self._unwound(within) and not self.parked:
+        if await self._unwound(within) and not self._lost and not self.parked:
             self._give_back(states.release(self.state) if self._leave is None else self._leave())
 
     async def evict(self, within: float = UNWIND) -> None:
         """Forget the coroutine of a run that is not ours any more."""
         await self._unwound(within)
         self._host.gone(self)
+        if self.main is not None and self.main.done() and not self.core.open:
+            self._take_apart()
 
     def lose(self) -> None:
         """The lease is lost: whatever is still here writes nothing and ends."""
@@ -259,7 +260,7 @@ class Execution:
             self._alarms.arm(self._time_out)
 
     def _time_out(self) -> None:
-        if not self.parked and not self._lost:
+        if not self._lost and not self.parked:
             self._interrupt(self._host.capture(RunTimeout(self.run.id)))
 
     # -- what operations ask for ---------------------------------------------------------------------
@@ -310,7 +311,7 @@ class Execution:
 
     def _rested(self) -> None:
         """Nothing moves by itself: give back, park, or wait for a timer in place."""
-        if self.main is None or self.main.done() or self.parked or self._lost:
+        if self._lost or self.main is None or self.main.done() or self.parked:
             return
         if self._attempts.closed and not self._attempts.busy:
             if not self._leaving:
@@ -338,7 +339,7 @@ class Execution:
         return any(op.kind in (Kind.SLEEP, Kind.WOKE) or due > soon for due, op in timers)
 
     def _park_if_quiet(self, activity: int) -> None:
-        if activity == self._pulse.activity and not self.parked and not self._lost and self._parkable():
+        if not self._lost and activity == self._pulse.activity and not self.parked and self._parkable():
             self._park()
 
     def _park(self) -> None:
@@ -461,15 +462,13 @@ class Execution:
     # -- unwinding --------------------------------------------------------------------------------
 
     async def _unwound(self, within: float) -> bool:
-        """Cancel everything that is left of the run here, and wait; what refuses is abandoned.
-
-        Returns False when the run had ended by itself already.
-        """
+        """Cancel all that is left here, and wait; what refuses is abandoned. False: the run had ended by itself."""
+        if self.main is None:  # it is taken apart
+            return False
         self.stopped = True
         self._pulse.disarm()
         self._pulse.inbox.forget_all()
         self._alarms.disarm()
-        assert self.main is not None
         tasks: set[asyncio.Task[Any]] = {op.scope for op in self.core.open.values()} | {self.main}
         return await unwound(tasks, min(within, UNWIND), f"run {self.run.id}")
 
@@ -508,6 +507,7 @@ class Execution:
         self._lost = True  # a remark that came after its end is answered later than that, and concerns nobody
         self._alarms.silence()
         self._pulse.disarm()
+        self.main = None
         del self.operations, self._attempts, self._pulse
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

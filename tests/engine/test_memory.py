@@ -1,0 +1,76 @@
+"""What a run leaves behind in memory needs no collector: it looks seldom, and at everything."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from durable import Context, StepFailed, Workflow, workflow
+from durable.execution import Execution
+from tests.engine.backends import Backend, memory
+
+
+async def add(a: int, b: int) -> int:
+    return a + b
+
+
+def add_in_a_thread(a: int, b: int) -> int:
+    return a + b
+
+
+async def broken() -> None:
+    raise ConnectionError("refused")
+
+
+@workflow
+async def steps(ctx: Context) -> int:
+    return await ctx.step("one", add, 1, 2) + await ctx.step("two", add_in_a_thread, 1, 2)
+
+
+@workflow
+async def gathered(ctx: Context) -> int:
+    return sum(await asyncio.gather(*(ctx.step("one", add, n, n) for n in range(3))))
+
+
+@workflow
+async def fails(ctx: Context) -> None:
+    with pytest.raises(StepFailed):
+        await ctx.step("broken", broken)
+
+
+@workflow
+async def sleeps(ctx: Context) -> None:
+    await ctx.sleep("night", 3600)
+
+
+@workflow
+async def waits(ctx: Context) -> None:
+    await ctx.wait_for("go", int)
+
+
+@workflow
+async def shares(ctx: Context) -> int:
+    return await ctx.step("one", add, 1, 2, idempotency_key="k")
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("flow", [steps, gathered, fails, sleeps, waits, shares], ids=lambda flow: flow.name)
+async def test_nothing_of_a_run_that_has_left_stays_in_memory(flow: Workflow[None, object]) -> None:
+    backend: Backend = memory()
+    async with backend.engine(flow, linger=0) as engine:
+        await engine.trigger_many(flow, [None] * 5)
+        await engine.run_until_idle()
+        async with asyncio.timeout(5):
+            while any(isinstance(one, Execution) for one in gc.get_objects()):  # noqa: ASYNC110 - nothing announces it
+                await asyncio.sleep(0.02)
