@@ -49,7 +49,9 @@ def timeline(run: Run, records: Sequence[Record]) -> list[TimelineEntry]:
         undoing = undoing and record.kind is not Kind.REQUEST
     last_seq = records[-1].seq if records else 0
     if run.state in TERMINAL and run.ended_at is not None:
-        entries.append(TimelineEntry(last_seq, run.ended_at, run.state, run.workflow, data=run.error))
+        # A worker's idea of the server's time, which its records have, is ahead of it by up to a round trip.
+        ended_at = max([run.ended_at, *(record.at for record in records[-1:])])
+        entries.append(TimelineEntry(last_seq, ended_at, run.state, run.workflow, data=run.error))
     elif run.reason is not None:
         at = records[-1].at if records else run.created_at
         entries.append(TimelineEntry(last_seq, at, run.state, run.workflow, data=run.reason))

@@ -257,7 +257,8 @@ async def test_two_who_fill_one_gap_make_each_run_once(backend: Backend) -> None
 async def test_the_next_ticks_can_be_seen_before(backend: Backend) -> None:
     client = declaring(backend, report)
     async with client.client():
-        made = await client.schedule(report, name="d", every=86_400, end_at=backend.now() + timedelta(days=3, hours=1))
+        first = (backend.now() + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+        made = await client.schedule(report, name="d", every=86_400, end_at=first + timedelta(days=2, hours=1))
         ticks = await client.next_ticks("d")
         assert ticks[0] == made.next_at
         assert [later - tick for tick, later in pairwise(ticks)] == [timedelta(days=1)] * 2
