@@ -100,7 +100,7 @@ async def test_P27_a_compensated_run_tells_its_error_the_failed_step_what_was_un
     assert run.started_at is not None
     assert run.created_at <= run.started_at <= run.ended_at
     assert kinds(entries)[-4:] == ["compensating", "undo started", "undo completed", "compensated"]
-    assert entries[-1].at == run.ended_at
+    assert entries[-1].at == max(run.ended_at, entries[-2].at)  # records have the worker's idea of the server's time
 
 
 async def test_P28_what_could_not_be_undone_is_listed_and_resumed(backend: Backend) -> None:
