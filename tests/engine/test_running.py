@@ -6,12 +6,14 @@ import asyncio
 import logging
 import threading
 from functools import partial
+from typing import Any
 
 import pytest
 
 from durable import Context, CurrentStep, DurableError, Retry, RunFailed, current_step, workflow
+from durable.store import Store
 from tests.engine.backends import SOON, Backend, Passes
-from tests.engine.wrapped import Between
+from tests.engine.wrapped import Between, Call
 
 
 async def double(n: int) -> int:
@@ -263,6 +265,21 @@ async def test_the_idempotency_key_is_the_same_for_every_attempt_and_told_before
     assert keys == [f"{handle.run_id}/flaky"] * 3
 
 
+class KnowsClaimsOfNone(Between):
+    """Tells when a claim has been answered for which no slot was free."""
+
+    def __init__(self, inner: Store) -> None:
+        super().__init__(inner)
+        self.claimed_none = asyncio.Event()
+
+    async def around(self, name: str, call: Call) -> Any:
+        _, args = self.calls[-1]
+        answer = await call()
+        if name == "claim" and args[2] == 0:
+            self.claimed_none.set()
+        return answer
+
+
 async def test_a_free_slot_is_filled_also_after_a_claim_that_had_none_to_fill(real_time: Backend) -> None:
     gates = [asyncio.Event() for _ in range(3)]
 
@@ -270,12 +287,11 @@ async def test_a_free_slot_is_filled_also_after_a_claim_that_had_none_to_fill(re
     async def flow(ctx: Context, number: int) -> None:
         await ctx.step("pass", gates[number].wait)
 
-    store = Between(real_time.store())
+    store = KnowsClaimsOfNone(real_time.store())
     async with real_time.engine(flow, store=store.store, concurrency=2, poll_interval=10 * SOON) as engine:
         handles = [await engine.trigger(flow, number) for number in range(3)]
         async with asyncio.timeout(SOON):
-            while all(args[2] for args in store.made("claim")):  # noqa: ASYNC110 - claims are not announced
-                await asyncio.sleep(0.002)
+            await store.claimed_none.wait()
         gates[0].set()
         gates[2].set()
         await handles[2].result(timeout=SOON)

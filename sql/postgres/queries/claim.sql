@@ -169,8 +169,8 @@ CROSS JOIN LATERAL (
 -- name: look
 -- $1 shard, $2 routes, $3 worker, $4 the limits of queues that the client knows. Whether a claim of these routes, none of
 -- whose queues has limits, would find nothing and do nothing; and when the next of their runs becomes due.
--- One statement in the place of a claim's seven, for workers that look without a reason: most of the time it reads five empty
--- tables and the ends of an index. It locks nothing and promises nothing: what is committed after its snapshot is for the
+-- One statement in the place of a claim's seven, for workers that look without a reason: most of the time it reads four empty
+-- tables, a row of its own and the ends of an index. It locks nothing and promises nothing: what is committed after its snapshot is for the
 -- next look, as it would be for a claim.
 SELECT (next.ready_at > now()) IS NOT FALSE
        AND (SELECT true FROM durable.wakes AS x WHERE x.shard = $1::smallint ORDER BY x.id LIMIT 1) IS NULL
