@@ -14,6 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 from durable.errors import DurableError, PayloadError, StoreUnavailable
@@ -31,8 +32,13 @@ _log = logging.getLogger("durable.committer")
 
 _MAX_BATCH = 1000
 _LANES = 2
-"""Flushes in flight: while the server writes one half of the runs, the other half executes. A run's writes stay in one
-lane, in order; else its end could be committed before its last record."""
+"""Flushes in flight: while the server writes one half of the runs, the other half executes."""
+_FEW = 128
+"""Up to so many runs that write share one lane: what each flush costs beside its writes outweighs what two at a time
+gain. Ten-step runs, 8 in flight: 1.9 times the steps at a third of the processor time; 100: 1.3 times; from 200 on two
+are faster."""
+_LARGE = 200_000
+"""Characters of records from which that holds for fewer runs too: 50 of a megabyte, 1.8 times."""
 _RESEND_FIRST, _RESEND_MAX = 0.05, 1.0  # seconds between two sendings of a batch; doubling
 _BUSY_PAUSE = 0.005  # seconds before a run that somebody else held is tried again
 
@@ -182,7 +188,10 @@ class Committer:
         self._measured = measured
         self._loop = asyncio.get_running_loop()
         self._open: dict[str, Pending] = {}  # gathered and not sent, by run
-        self._lanes = [GroupCommit[Pending](self._flush) for _ in range(_LANES)]
+        self._lanes = [GroupCommit[Pending](partial(self._flush, lane)) for lane in range(_LANES)]
+        self._sent: dict[str, int] = {}  # the lane in which a write is in flight, by run
+        self._many = False  # runs that wrote when the last flush began
+        self._size = 0  # characters of records that were written since then
 
     def write(
         self,
@@ -193,11 +202,13 @@ class Committer:
         also: Also | None = None,
     ) -> Pending:
         """Gather a record, a change, or both. The next flush carries them, after all that came before."""
+        if record is not None and record.data is not None:
+            self._size += len(record.data)
         pending = self._open.get(ref.id)
         if pending is None:
             records = [] if record is None else [record]
             pending = self._open[ref.id] = Pending(ref, records, change, also, settled, self._loop)
-            self._lane(ref).add(pending)
+            self._lane(ref.id).add(pending)
             return pending
         pending.ref = ref  # it may have become linked
         if record is not None:
@@ -208,19 +219,30 @@ class Committer:
             pending.change = _at_once(pending.change, change)
         return pending
 
-    def _lane(self, ref: RunRef) -> GroupCommit[Pending]:
-        return self._lanes[ord(ref.id[-1]) % _LANES]
+    def _lane(self, run_id: str) -> GroupCommit[Pending]:
+        # Behind what is in flight of the run: else its end could be committed before its last record.
+        lane = self._sent.get(run_id)
+        if lane is None:
+            lane = ord(run_id[-1]) % _LANES if self._many or self._size > _LARGE else 0
+        return self._lanes[lane]
 
     async def drained(self) -> None:
         while any(lane.busy for lane in self._lanes):  # what one lane has committed may have caused a write in another
             for lane in self._lanes:
                 await lane.drained()
 
-    async def _flush(self, batch: list[Pending]) -> None:
+    async def _flush(self, lane: int, batch: list[Pending]) -> None:
+        self._many, self._size = len(self._open) + len(self._sent) > _FEW, 0
         for pending in batch:
-            run_id = pending.ref.id
-            if self._open.get(run_id) is pending:
-                del self._open[run_id]
+            del self._open[pending.ref.id]
+            self._sent[pending.ref.id] = lane
+        try:
+            await self._commit(batch)
+        finally:
+            for pending in batch:
+                del self._sent[pending.ref.id]
+
+    async def _commit(self, batch: list[Pending]) -> None:
         sent = time.monotonic()
         try:
             outcomes = await resending(lambda: self._store.commit(self._worker, batch), self._closed)
@@ -244,8 +266,8 @@ class Committer:
             batch[0].settle(error)
             return
         middle = len(batch) // 2
-        await self._flush(batch[:middle])
-        await self._flush(batch[middle:])
+        await self._commit(batch[:middle])
+        await self._commit(batch[middle:])
 
     async def _settle(self, batch: list[Pending], outcomes: Sequence[Outcome]) -> None:
         busy = 0
@@ -265,7 +287,7 @@ class Committer:
             pending.put_before(later)
         else:
             self._open[pending.ref.id] = pending
-            self._lane(pending.ref).add(pending)
+            self._lane(pending.ref.id).add(pending)
 
 
 def _together(first: Also | None, second: Also | None) -> Also | None:

@@ -26,7 +26,8 @@ class Inbox:
         self._seen: dict[str, int] = {}
         self._unread: dict[str, deque[tuple[int, Signal]]] = {}
         self._waiting: dict[str, tuple[Collection[str], Accept]] = {}
-        self.add(signals)
+        if signals:
+            self.add(signals)
 
     @property
     def awaited(self) -> bool:

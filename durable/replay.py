@@ -96,13 +96,12 @@ class Replay:
     """
 
     def __init__(self, records: Sequence[Record], now: datetime) -> None:
-        # Keys that begin with "/" belong to no operation: requests, run attempts, takeovers, what was set aside.
-        self._records = {record.key: record for record in records if record.key[0] != "/"} if records else {}
-        self._others = [record for record in records if record.key[0] == "/"] if records else []
-        self._left = sum(  # results not delivered
-            record.kind in _RESULTS and not _is_item(record.key) for record in self._records.values()
-        )
-        self._reached = _unfinished(self._records)  # begun before without a result, and not begun again
+        self._records: dict[str, Record] = {}
+        self._others: list[Record] = []  # of no operation: requests, run attempts, takeovers, what was set aside
+        self._left = 0  # results not delivered
+        self._reached: set[str] = set()  # begun before without a result, and not begun again
+        if records:
+            self._read(records)
         self.resumed = bool(self._records)
         """There is a history of operations: something of what the code calls may be in it."""
         self._names: dict[str, tuple[int, Scope | None]] = {}
@@ -117,6 +116,15 @@ class Replay:
         self.seq = records[-1].seq if records else 0
         self.begun = 0
         self.now = now
+
+    def _read(self, records: Sequence[Record]) -> None:
+        for record in records:
+            if record.key[0] == "/":
+                self._others.append(record)
+            else:
+                self._records[record.key] = record
+                self._left += record.kind in _RESULTS and not _is_item(record.key)
+        self._reached = _unfinished(self._records)
 
     # -- calling ----------------------------------------------------------------------------------
 

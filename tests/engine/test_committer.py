@@ -65,12 +65,17 @@ async def test_P03_a_run_that_is_given_back_while_its_compensation_begins_keeps_
     assert told == [Outcome.APPLIED]
 
 
+Flush = list[tuple[str, list[int]]]
+"""Run ids, and the sequence numbers of what is written for them."""
+
+
 class _Held(MemoryStore):
     """Every flush waits until it is let through."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.in_flight: list[list[tuple[str, list[int]]]] = []
+        self.in_flight: list[Flush] = []
+        self._released: Flush | None = None
         self.changed = asyncio.Condition()
         self._passes = 0
 
@@ -79,14 +84,23 @@ class _Held(MemoryStore):
         async with self.changed:
             self.in_flight.append(sent)
             self.changed.notify_all()
-            await self.changed.wait_for(lambda: self._passes > 0)
-            self._passes -= 1
+            await self.changed.wait_for(lambda: self._passes > 0 or self._released is sent)
+            if self._released is not sent:
+                self._passes -= 1
             self.in_flight.remove(sent)
+            self.changed.notify_all()
         return await super().commit(worker, writes)
 
     async def sees(self, flushes: int) -> None:
         async with self.changed:
             await asyncio.wait_for(self.changed.wait_for(lambda: len(self.in_flight) == flushes), 20)
+
+    async def release(self, flush: Flush) -> None:
+        """Let this one through."""
+        async with self.changed:
+            self._released = flush
+            self.changed.notify_all()
+            await asyncio.wait_for(self.changed.wait_for(lambda: flush not in self.in_flight), 20)
 
     async def let_through(self, flushes: int) -> None:
         async with self.changed:
@@ -94,31 +108,116 @@ class _Held(MemoryStore):
             self.changed.notify_all()
 
 
-async def test_two_flushes_are_in_flight_and_never_two_of_one_run() -> None:
-    store = _Held()
+async def several(store: MemoryStore, count: int) -> Sequence[ClaimedRun]:
+    """Claimed runs whose ids end in 0, 1, 2, …: every second one in the same lane, when there are two."""
     await store.register(WORKER, 600)
-    now = datetime.now(UTC)
-    ids = [new_id(now)[:-1] + digit for digit in "0123"]
+    ids = [f"{new_id(datetime.now(UTC))[:-4]}{number:04}" for number in range(count)]
     await store.create_runs([NewRun(id_, "order", "1", None, "", "") for id_ in ids])
-    runs = (await store.claim(WORKER, [Route("order", "1")], 4, str(uuid4()), {})).runs
-    committer = Committer(store, WORKER, lambda: False)
-    outcomes = list[object]()
+    return (await store.claim(WORKER, [Route("order", "1")], count, str(uuid4()), {})).runs
 
-    def write(seq: int) -> None:
+
+class _Writer:
+    """Writes one record for each of some runs, and counts the answers."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.committer = Committer(store, WORKER, lambda: False)
+        self.applied = asyncio.Semaphore(0)
+
+    def write(self, runs: Sequence[ClaimedRun], seq: int, data: str | None = None) -> None:
         for one in runs:
-            record = Record(seq, f"step-{seq}", Kind.STEP, now)
-            committer.write(one.ref, lambda _, outcome: outcomes.append(outcome), record)
+            record = Record(seq, f"step-{seq}", Kind.STEP, datetime.now(UTC), data)
+            self.committer.write(one.ref, self._settled, record)
 
-    write(1)
-    await store.sees(2)
-    write(2)
-    write(3)
-    for _ in range(100):  # nothing is sent meanwhile
+    def _settled(self, _: RunWrite, outcome: Outcome | DurableError) -> None:
+        assert outcome is Outcome.APPLIED
+        self.applied.release()
+
+    async def answers(self, count: int) -> None:
+        """Return after so many more of them."""
+        async with asyncio.timeout(20):
+            for _ in range(count):
+                await self.applied.acquire()
+
+
+async def nothing_more_is_sent(store: _Held, flushes: int) -> None:
+    for _ in range(100):
         await asyncio.sleep(0)
-    first, second = sorted(store.in_flight)
-    assert [sorted(first), sorted(second)] == [[(ids[0], [1]), (ids[2], [1])], [(ids[1], [1]), (ids[3], [1])]]
+    assert len(store.in_flight) == flushes
+
+
+def sequences(store: _Held) -> list[Flush]:
+    return sorted(sorted(flush) for flush in store.in_flight)
+
+
+async def test_what_few_runs_write_shares_one_flush() -> None:
+    store = _Held()
+    runs = await several(store, 4)
+    writer = _Writer(store)
+    writer.write(runs, 1)
+    await store.sees(1)
+    writer.write(runs, 2)
+    await nothing_more_is_sent(store, 1)
+    await store.release(store.in_flight[0])
+    await store.sees(1)
+    assert sequences(store) == [[(one.run.id, [2]) for one in runs]]
+    await store.let_through(1)
+    await writer.answers(8)
+
+
+async def test_what_many_runs_write_goes_in_two_flushes_and_never_two_of_one_run() -> None:
+    store = _Held()
+    runs = await several(store, 200)
+    even, odd = runs[::2], runs[1::2]
+    writer = _Writer(store)
+    writer.write(runs, 1)
+    await store.sees(1)  # before the first flush nobody knows
+    await store.let_through(1)
+    await writer.answers(200)
+    writer.write(runs, 2)
+    await store.sees(2)
+    assert sequences(store) == [[(one.run.id, [2]) for one in half] for half in (even, odd)]
+    writer.write(runs, 3)
+    writer.write(runs, 4)
+    await nothing_more_is_sent(store, 2)
     await store.let_through(4)
-    await committer.drained()
-    assert outcomes == [Outcome.APPLIED] * 8
-    for id_ in ids:
-        assert [record.seq for record in await store.history(id_)] == [1, 2, 3]
+    await writer.answers(400)
+    for one in runs:
+        assert [record.seq for record in await store.history(one.run.id)] == [1, 2, 3, 4]
+
+
+async def test_what_is_large_goes_in_two_flushes_though_few_runs_write_it() -> None:
+    store = _Held()
+    runs = await several(store, 4)
+    writer = _Writer(store)
+    writer.write(runs, 1, "1" * 200_001)
+    await store.sees(2)
+    assert sequences(store) == [[(one.run.id, [1]) for one in half] for half in (runs[::2], runs[1::2])]
+    await store.let_through(2)
+    await writer.answers(4)
+
+
+async def test_a_run_stays_behind_its_own_writes_when_the_others_have_gone() -> None:
+    """Few write again, so one lane would do: a run whose write is in flight in the other one waits for it there."""
+    store = _Held()
+    runs = await several(store, 200)
+    writer = _Writer(store)
+    writer.write(runs, 1)
+    await store.sees(1)
+    await store.let_through(1)
+    await writer.answers(200)
+    writer.write(runs, 2)
+    await store.sees(2)
+    even = store.in_flight[0]  # lane 0 began first
+    assert even[0][0] == runs[0].run.id
+    await store.release(even)
+    await writer.answers(100)
+    writer.write(runs[:1], 3)
+    await store.sees(2)
+    [small] = [flush for flush in store.in_flight if len(flush) == 1]
+    writer.write(runs[1:2], 3)
+    await store.release(small)  # with it began what needs one lane only: it is free now
+    await store.sees(1)
+    await nothing_more_is_sent(store, 1)
+    await store.let_through(2)
+    await writer.committer.drained()
+    assert [record.seq for record in await store.history(runs[1].run.id)] == [1, 2, 3]
