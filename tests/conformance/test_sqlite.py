@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,14 +17,14 @@ from durable.testing.conformance import StoreConformance, StoreHarness
 class SQLiteHarness:
     has_schema = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, migrated: Path) -> None:
         self._path = path
+        self._migrated = migrated
         self._stores: list[SQLiteStore] = []
 
     async def fresh(self) -> SQLiteStore:
-        store = await self.bare()
-        await store.migrate()
-        return store
+        shutil.copy(self._migrated, self._path)
+        return await self.another()
 
     async def bare(self) -> SQLiteStore:
         self._path.unlink(missing_ok=True)
@@ -56,7 +57,7 @@ class SQLiteHarness:
 
 class TestSQLite(StoreConformance):
     @pytest.fixture
-    async def harness(self, tmp_path: Path) -> AsyncIterator[StoreHarness]:
-        harness = SQLiteHarness(tmp_path / "durable.db")
+    async def harness(self, tmp_path: Path, migrated_file: Path) -> AsyncIterator[StoreHarness]:
+        harness = SQLiteHarness(tmp_path / "durable.db", migrated_file)
         yield harness
         await harness.close()

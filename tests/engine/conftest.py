@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,5 +80,5 @@ def _made(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
         made: Backend = request.getfixturevalue("postgres")
         return made
     if request.param == "sqlite":
-        return sqlite(tmp_path / "durable.db")
+        return sqlite(Path(shutil.copy(request.getfixturevalue("migrated_file"), tmp_path)))
     return memory() if request.param == "memory" else virtual()

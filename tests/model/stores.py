@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import psycopg
 
+from durable import Engine
 from durable.testing.conformance.harness import StoreHarness
 from durable.testing.conformance.streams import play
 from durable.testing.conformance.subjects import Divergence, Subject
@@ -32,12 +33,12 @@ class Stores:
 
     Args:
         postgres: Started.
-        folder: Where SQLite has its files.
+        migrated: A SQLite file with the schema; the others come beside it.
     """
 
-    def __init__(self, postgres: PostgresHarness, folder: Path) -> None:
+    def __init__(self, postgres: PostgresHarness, migrated: Path) -> None:
         self._postgres = postgres
-        self._folder = folder
+        self._migrated = migrated
 
     async def play(self, seeds: Sequence[int]) -> int:
         """A stream on all three, which are empty; how many operations it had.
@@ -45,8 +46,8 @@ class Stores:
         Raises:
             Divergence: One of them differs from the oracle.
         """
-        path = self._folder / f"{uuid4()}.db"
-        sqlite = SQLiteHarness(path)
+        path = self._migrated.with_name(f"{uuid4()}.db")
+        sqlite = SQLiteHarness(path, self._migrated)
         harnesses: dict[str, StoreHarness] = {"memory": MemoryHarness(), "sqlite": sqlite, "postgres": self._postgres}
         try:
             subjects = [Subject(name, await harness.fresh(), harness) for name, harness in harnesses.items()]
@@ -66,8 +67,9 @@ async def opened(postgres_url: str) -> AsyncGenerator[Stores]:
         harness = PostgresHarness(postgres_url, runtime_url, connection)
         await harness.start()
         stack.push_async_callback(harness.stop)
-        folder = stack.enter_context(TemporaryDirectory(dir=memory_folder()))
-        yield Stores(harness, Path(folder))
+        migrated = Path(stack.enter_context(TemporaryDirectory(dir=memory_folder()))) / "migrated.db"
+        await Engine(f"sqlite:///{migrated}").migrate()
+        yield Stores(harness, migrated)
 
 
 async def shortened(play: Callable[[Sequence[int]], Awaitable[int]], seeds: Sequence[int]) -> tuple[list[int], str]:

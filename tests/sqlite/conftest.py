@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -62,10 +63,9 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def store(path: Path) -> AsyncIterator[SQLiteStore]:
-    store = SQLiteStore(path)
+async def store(path: Path, migrated_file: Path) -> AsyncIterator[SQLiteStore]:
+    store = SQLiteStore(shutil.copy(migrated_file, path))
     await store.open()
-    await store.migrate()
     yield store
     await store.close()
 
