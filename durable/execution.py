@@ -507,7 +507,7 @@ class Execution:
         self._lost = True  # a remark that came after its end is answered later than that, and concerns nobody
         self._alarms.silence()
         self._pulse.disarm()
-        self.main = None
+        self.main = self._leave = None
         del self.operations, self._attempts, self._pulse
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

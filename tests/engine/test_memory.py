@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from durable import Context, StepFailed, Workflow, workflow
+from durable import Context, State, StepFailed, Workflow, workflow
 from durable.execution import Execution
-from tests.engine.backends import Backend, memory
+from tests.engine.backends import SOON, Backend, memory
 
 
 async def add(a: int, b: int) -> int:
@@ -78,3 +78,27 @@ async def test_nothing_of_a_run_that_has_left_stays_in_memory(
         await engine.trigger_many(flow, [None] * 5)
         await engine.run_until_idle()
     assert [one for one in executions() if one not in of_others] == []  # the engine has waited for what it unwinds
+
+
+async def test_nothing_of_a_run_that_was_paused_while_it_executed_stays_in_memory(of_others: list[Execution]) -> None:
+    started, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> None:
+        started.set()
+        await go_on.wait()
+
+    @workflow
+    async def paused(ctx: Context) -> None:
+        await ctx.step("slow", slow)
+        await ctx.step("next", add, 1, 2)
+
+    backend: Backend = memory()
+    async with backend.engine(paused, linger=0) as engine, asyncio.timeout(SOON):
+        handle = await engine.trigger(paused, None)
+        await started.wait()
+        await engine.pause(handle.run_id)
+        while not any(one.pausing for one in executions() if one not in of_others):  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0)
+        go_on.set()
+        await backend.until(engine, handle.run_id, State.PAUSED)
+        assert [one for one in executions() if one not in of_others] == []
