@@ -22,7 +22,8 @@ from tests.chaos import gates_database, gates_link, gates_load, gates_model, gat
 from tests.chaos.arena import Place
 from tests.chaos.disk import may_mount
 from tests.chaos.report import FAILED, HEADER, PAGE, Row, green, write
-from tests.chaos.workers import Nursery
+from tests.chaos.workers import PROGRAM
+from tests.processes.nursery import Nursery
 
 PATIENCE = 60.0
 """Seconds without the end of any run after which a gate takes what is left for lost."""
@@ -133,7 +134,7 @@ def impossible(name: str) -> str:
 async def run(names: list[str], page: Path) -> bool:
     """Run these gates, one after the other, and write each one's line; False when one has found something."""
     clean, began = True, time.monotonic()
-    with own_postgres() as server, Nursery() as nursery:
+    with own_postgres() as server, Nursery(PROGRAM) as nursery:
         print(server.line, HEADER, sep="\n", flush=True)
         place = Place(server, nursery)
         for number, name in enumerate(names, 1):

@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,8 @@ from durable.testing.postgres import OwnServer
 from tests.chaos import flows, poison, stale
 from tests.chaos.program import Config
 from tests.chaos.sabotage import WITHOUT
-from tests.chaos.workers import PATIENCE, Nursery, Worker
+from tests.chaos.workers import Worker
+from tests.processes.nursery import PATIENCE, Nursery
 
 T = TypeVar("T")
 
@@ -90,7 +91,7 @@ class Arena:
         """A worker that may not be up yet."""
         settings = Config(url=url or self.url, ledger=str(self.ledger), **config)
         log = self._folder / f"log-{len(self.workers)}"
-        self.workers.append(Worker(nursery or self._nursery, settings, log, self._changed.set))
+        self.workers.append(Worker(nursery or self._nursery, asdict(settings), log, self._changed.set))
         return self.workers[-1]
 
     async def up(self, number: int, **config: Any) -> list[Worker]:

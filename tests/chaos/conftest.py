@@ -8,12 +8,13 @@ import pytest
 
 from durable.testing.postgres import OwnServer
 from tests.chaos.arena import Place
-from tests.chaos.workers import Nursery
+from tests.chaos.workers import PROGRAM
+from tests.processes.nursery import Nursery
 
 
 @pytest.fixture(scope="session")
 def nursery() -> Iterator[Nursery]:
-    with Nursery() as found:
+    with Nursery(PROGRAM) as found:
         yield found
 
 

@@ -14,7 +14,7 @@ from tests.chaos.load import Load, again
 from tests.chaos.proxy import Link
 from tests.chaos.report import Row, gate
 from tests.chaos.verdict import judge
-from tests.chaos.workers import PATIENCE
+from tests.processes.nursery import PATIENCE
 
 COMMITS, LINK = "lost COMMIT answers", "bad link"
 

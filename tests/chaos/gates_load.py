@@ -15,7 +15,8 @@ from tests.chaos.arena import Place, arena
 from tests.chaos.gates_workers import SLOW, complaints
 from tests.chaos.ledger import read
 from tests.chaos.report import Row, gate
-from tests.chaos.workers import PATIENCE, Nursery
+from tests.chaos.workers import PROGRAM
+from tests.processes.nursery import PATIENCE, Nursery
 
 T = TypeVar("T")
 
@@ -121,7 +122,7 @@ async def wrong_clocks(place: Place, *, runs: int, skew: float, without: str = "
     library = faketime()
     with gate(CLOCKS, f"libfaketime, {skew:g} s ahead and behind", "sleeps") as row:
         settings = {"LD_PRELOAD": str(library), "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-        nurseries = [Nursery({**settings, "FAKETIME": f"{sign}{skew:g}s"}) for sign in "+-"]
+        nurseries = [Nursery(PROGRAM, {**settings, "FAKETIME": f"{sign}{skew:g}s"}) for sign in "+-"]
         try:
             async with arena(place) as site, site.client() as client:
                 options = {"lease": 10.0, "poll_interval": 0.2, "concurrency": 5, "linger": 0.0}  # few: both get some

@@ -15,7 +15,8 @@ from tests.chaos.load import Load
 from tests.chaos.report import Row, gate
 from tests.chaos.stale import BEFORE
 from tests.chaos.verdict import judge
-from tests.chaos.workers import PATIENCE, Worker
+from tests.chaos.workers import Worker
+from tests.processes.nursery import PATIENCE
 
 KILLS, STOPS, ZOMBIES = "worker SIGKILL", "worker SIGSTOP", "zombies (P04)"
 
@@ -162,7 +163,7 @@ async def _stale_writes(site: Arena, each: int, without: str, violations: list[s
         await _wrote(site, zombie, by_itself)
         zombie.signal(signal.SIGTERM)
         await _wrote(site, zombie, runs)
-        await zombie.ended()
+        await zombie.exit_code()
         writes = [event for event in zombie.events if event["event"] == "write"]
         for run_id, kind in runs.items():
             parts = {part for write in writes if write["run"] == run_id for part in write["parts"]}

@@ -1,22 +1,10 @@
-"""The worker program, and the nursery that forks it: ``python -m tests.chaos.program <descriptor>``.
-
-A gate that kills four hundred workers starts as many. The nursery has imported everything, and forks a worker in
-milliseconds where a new interpreter takes most of a second. It gets a `Config` as JSON and three descriptors
-over a socket, and answers the process id. When the socket closes, the nursery ends with all of its children.
-"""
+"""The worker program of the gates, and the nursery that forks it."""
 
 from __future__ import annotations
 
-import gc
-import json
 import logging
-import os
-import signal
-import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -28,6 +16,7 @@ from durable.stores.postgres import PostgresStore
 from tests.chaos import flows, poison, stale
 from tests.chaos.ledger import ledger
 from tests.chaos.sabotage import WITHOUT
+from tests.processes.nursery import forked
 from tests.processes.program import Watched
 from tests.processes.stage import stage, tell
 
@@ -120,43 +109,5 @@ def work(config: Config) -> None:
     tell("stopped")
 
 
-def nursery(door: socket.socket) -> None:
-    signal.signal(signal.SIGCHLD, _collect)
-    gc.freeze()
-    door.sendall(b"ready\n")
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(door, 1 << 16, 3)
-        if not message:
-            os.killpg(0, signal.SIGKILL)  # all children, those that are stopped too, and this process
-        pid = os.fork()
-        if pid == 0:
-            door.close()
-            _become(json.loads(message), descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        door.sendall(f"{pid}\n".encode())
-
-
-def _collect(*_: object) -> None:
-    """Nobody asks for exit codes; but what the children have used shall count as ours, for who measures the suite."""
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG) != (0, 0):
-            continue
-
-
-def _become(config: dict[str, Any], descriptors: list[int]) -> None:
-    """In the child: three descriptors, and its own life; it must not return into the nursery's loop."""
-    try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for number, descriptor in enumerate(descriptors):
-            os.dup2(descriptor, number)
-            os.close(descriptor)
-        work(Config(**config))
-    except BaseException:
-        logging.getLogger("tests.chaos").exception("the worker program ended")
-        os._exit(1)
-    os._exit(0)
-
-
 if __name__ == "__main__":
-    nursery(socket.socket(fileno=int(sys.argv[1])))
+    work(Config(**forked()))

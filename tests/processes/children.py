@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import signal
-import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -15,54 +11,24 @@ from typing import Any, TypeVar
 
 from durable import Engine
 from tests.processes import flows
+from tests.processes.nursery import PATIENCE, Event, Forked, Nursery
 from tests.processes.program import Config
 from tests.processes.stage import Effect, effects
 
 T = TypeVar("T")
-Event = dict[str, Any]
-
-ROOT = Path(__file__).parents[2]
-PATIENCE = 20.0
-"""Seconds that anything may take on a busy machine; what has a promised time is measured against that."""
 
 
-class Child:
+class Child(Forked):
     """One worker process. Made by `Site.start`."""
 
-    def __init__(self, site: Site, process: asyncio.subprocess.Process, log: Path) -> None:
-        self.events: list[Event] = []
+    def __init__(self, site: Site, nursery: Nursery, config: Config, log: Path) -> None:
+        super().__init__(nursery, asdict(config), log, site.news)
         self._site = site
-        self._process = process
-        self._log = log
-        self._pump = asyncio.get_running_loop().create_task(self._read())
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def log(self) -> str:
-        """What it has written to stderr."""
-        return self._log.read_text()
-
-    def signal(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
-
-    def say(self, command: str) -> None:
-        """A command: the name of a gate, or what the program listens to. A stopped process reads it later."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{command}\n".encode())
 
     async def expect(self, event: str, within: float = PATIENCE, **details: Any) -> Event:
         """The next event of this name with these details; each event is returned once."""
         _, found = await self._site.first([self], event, within, **details)
         return found
-
-    def take(self, event: str, details: dict[str, Any]) -> Event | None:
-        for number, candidate in enumerate(self.events):
-            if candidate["event"] == event and details.items() <= candidate.items():
-                return self.events.pop(number)
-        return None
 
     def unread(self, event: str) -> list[Event]:
         """The events of this name that nobody has expected yet."""
@@ -73,27 +39,6 @@ class Child:
         """Lines of its log that are worse than INFO."""
         return [line for line in self.log.splitlines() if line.startswith(("WARNING", "ERROR", "CRITICAL"))]
 
-    async def exit_code(self, within: float = PATIENCE) -> int:
-        """Its exit code; negative: the signal that ended it."""
-        async with asyncio.timeout(within):
-            code = await self._process.wait()
-            await self._pump
-        return code
-
-    async def end(self) -> None:
-        """Kill it if it is there, and collect it."""
-        if self._process.returncode is None:
-            self.signal(signal.SIGKILL)
-        await self.exit_code()
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-
-    async def _read(self) -> None:
-        assert self._process.stdout is not None
-        async for line in self._process.stdout:
-            self.events.append(json.loads(line))
-            self._site.news()
-
 
 class Site:
     """One test's database, ledger and processes.
@@ -103,11 +48,12 @@ class Site:
         ledger: The file that steps write their effects to, outside the engine.
     """
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, nursery: Nursery) -> None:
         self.url = url
         self.ledger = folder / "ledger"
         self.children: list[Child] = []
         self._folder = folder
+        self._nursery = nursery
         self._changed = asyncio.Event()
 
     @property
@@ -120,21 +66,8 @@ class Site:
 
     async def start(self, **config: Any) -> Child:
         """Start a worker process, with `program.Config`'s settings; it may not be up yet."""
-        argument = json.dumps(asdict(Config(url=self.url, ledger=str(self.ledger), **config)))
-        path = self._folder / f"log-{len(self.children)}"
-        with path.open("wb") as log:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "tests.processes.program",
-                argument,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-            )
-        child = Child(self, process, path)
+        settings = Config(url=self.url, ledger=str(self.ledger), **config)
+        child = Child(self, self._nursery, settings, self._folder / f"log-{len(self.children)}")
         self.children.append(child)
         return child
 
@@ -162,7 +95,7 @@ class Site:
 
         def find() -> tuple[Child, Event] | None:
             for child in children:
-                if (found := child.take(event, details)) is not None:
+                if (found := child.take(event, **details)) is not None:
                     return child, found
             return None
 
@@ -188,4 +121,4 @@ class Site:
 
     async def close(self) -> None:
         for child in self.children:
-            await child.end()
+            await child.close()

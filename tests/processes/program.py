@@ -1,14 +1,9 @@
-"""The worker program that the tests start, stop and kill: ``python -m tests.processes.program '{…}'``.
-
-Its one argument is a `Config` as JSON.
-"""
+"""The worker program that the tests start, stop and kill, and the nursery that forks it."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -20,8 +15,9 @@ import durable.clock
 from durable import Engine, WorkerOptions
 from durable.model import Claimed, Outcome, Renewal, RunWrite
 from durable.store import Route, Store
-from durable.stores import store_for
+from durable.stores import postgres, sqlite, store_for  # noqa: F401 - the stores, before the fork
 from tests.processes import flows
+from tests.processes.nursery import forked
 from tests.processes.stage import Gate, stage, tell
 
 
@@ -119,8 +115,7 @@ def shift_clocks(skew: float) -> None:
     durable.clock.datetime = Shifted  # type: ignore[attr-defined]
 
 
-def main() -> None:
-    config = Config(**json.loads(sys.argv[1]))
+def main(config: Config) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     if config.skew:
         shift_clocks(config.skew)
@@ -139,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Config(**forked()))

@@ -11,7 +11,8 @@ import pytest
 
 from durable import RunCompensated, RunDeadLettered
 from tests.processes import flows
-from tests.processes.children import PATIENCE, Child, Site
+from tests.processes.children import Child, Site
+from tests.processes.nursery import PATIENCE
 
 LEASE = 1.0
 SLACK = 4.0  # seconds, beside the two that are promised: other tests run beside these
