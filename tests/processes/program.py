@@ -15,10 +15,13 @@ import durable.clock
 from durable import Engine, WorkerOptions
 from durable.model import Claimed, Outcome, Renewal, RunWrite
 from durable.store import Route, Store
-from durable.stores import postgres, sqlite, store_for  # noqa: F401 - the stores, before the fork
+from durable.stores import postgres, sqlite, store_for
 from tests.processes import flows
 from tests.processes.nursery import forked
 from tests.processes.stage import Gate, stage, tell
+
+BEFORE_THE_FORK = (postgres, sqlite)
+"""What `store_for` imports when it is called: for each child anew, if the nursery had not."""
 
 
 @dataclass(frozen=True)
