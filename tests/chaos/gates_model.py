@@ -1,8 +1,10 @@
-"""The differential model in its full size: a program of its own, whose answer becomes a line of the table."""
+"""The differential model in its full size: programs of their own, whose answers become a line of the table."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import secrets
 import sys
 
 from tests.chaos.arena import Place
@@ -13,17 +15,27 @@ PROGRAM = "tests.model"
 
 
 async def differential(_: Place, *, operations: int) -> Row:
-    """One stream of store operations against memory, SQLite, Postgres and an oracle: same answers, same snapshots."""
-    fault = "one stream of operations against memory, SQLite, Postgres and an oracle"
-    with gate(MODEL, fault, "operations", seeds="its own") as row:
-        command = [sys.executable, "-m", PROGRAM, "--operations", str(operations)]
-        process = await asyncio.create_subprocess_exec(
-            *command, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-        output = (await process.communicate())[0]
-        lines = output.decode(errors="replace").strip().splitlines()
-        row.n = operations
-        row.remarks = lines[-1].replace("|", "/") if lines else ""
-        if process.returncode:
-            row.violations += [f"divergence: {line}" for line in lines[-20:]] or ["divergence: it says nothing"]
+    """Streams of store operations against memory, SQLite, Postgres and an oracle: same answers, same snapshots."""
+    fault = "streams of operations against memory, SQLite, Postgres and an oracle"
+    seeds = [secrets.randbelow(1_000_000) for _ in range(os.cpu_count() or 1)]  # a core each, and others each time
+    with gate(MODEL, fault, "operations", seeds=", ".join(map(str, seeds))) as row:
+        share = -(-operations // len(seeds))
+        outputs = await asyncio.gather(*(_output(row, seed, share) for seed in seeds))
+        row.n = share * len(seeds)
+        row.remarks = "; ".join(lines[-1].replace("|", "/") for lines in outputs if lines)
     return row
+
+
+async def _output(row: Row, seed: int, operations: int) -> list[str]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", PROGRAM, "--operations", str(operations), "--seed", str(seed)),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output = (await process.communicate())[0]
+    lines = output.decode(errors="replace").strip().splitlines()
+    if process.returncode:
+        again = [line for line in lines if "--stream" in line]
+        row.violations += [f"divergence: {line}" for line in again + lines[-20:]] or ["divergence: it says nothing"]
+    return lines

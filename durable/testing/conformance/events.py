@@ -301,6 +301,24 @@ class EventConformance:
         await send(store, one.run.id, "after")
         assert ids_of((await worker.unread(one)).signals) == ["before", event.id, "after"]
 
+    async def test_an_event_from_before_makes_a_run_ready_when_it_is_given_and_not_earlier(
+        self, harness: StoreHarness
+    ) -> None:
+        store = await harness.fresh()
+        await store.publish([_event()])
+        await create(store, new_run(), new_run())
+        worker = await Worker.start(store)
+        later, earlier = (await worker.claim()).runs
+        await worker.wait(earlier)
+        await send(store, earlier.run.id, "x")
+        await _drain(store)
+        await _later(store)
+        await _await(worker, later)
+        await _drain(store)
+        (first,), (second,) = (await worker.claim(1)).runs, (await worker.claim(1)).runs
+        assert (first.run.id, second.run.id) == (earlier.run.id, later.run.id)
+        assert first.signals[0].at < second.signals[0].at
+
     # -- the log ------------------------------------------------------------------------------------
 
     async def test_P48_what_a_run_emits_is_in_the_log_once(self, harness: StoreHarness) -> None:

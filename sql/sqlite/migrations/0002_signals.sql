@@ -119,7 +119,7 @@ END;
 -- The oldest event that was published in time and that the run has not been given; changes() counts within the trigger.
 CREATE TRIGGER durable_awaited_published AFTER INSERT ON durable_awaited BEGIN
     INSERT INTO durable_signals (run, id, name, data, at)
-    SELECT NEW.run, e.id, 'event/' || e.topic || '/' || e.key, e.data, e.at
+    SELECT NEW.run, e.id, 'event/' || e.topic || '/' || e.key, e.data, NEW.at
     FROM durable_events AS e
     WHERE e.topic = NEW.topic AND e.key = NEW.key AND e.at >= NEW.since AND e.expires_at > NEW.at
         AND NOT EXISTS (SELECT 1 FROM durable_signals AS s WHERE s.run = NEW.run AND s.id = e.id)
