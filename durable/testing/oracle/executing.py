@@ -153,10 +153,12 @@ class Oracle(Asking):
     def again(self, worker: str, batch: str) -> list[RunRef]:
         """What a claim that is sent again still gives."""
         given = self.workers[worker].get(batch, ())
-        return [ref for ref in given if ref.id in self.runs and self._is_held(self.runs[ref.id], worker, ref.claim)]
+        return [ref for ref in given if self.holds(worker, ref)]
 
-    def _is_held(self, run: Kept, worker: str, claim: int) -> bool:
-        return run.owner == worker and run.claim == claim
+    def holds(self, worker: str, ref: RunRef) -> bool:
+        """Whether the worker has the run by this claim."""
+        run = self.runs.get(ref.id)
+        return run is not None and run.owner == worker and run.claim == ref.claim
 
     def ref(self, run: Kept) -> RunRef:
         return RunRef(run.new.shard, run.new.id, run.claim, run.linked)
