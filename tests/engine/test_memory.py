@@ -101,4 +101,4 @@ async def test_nothing_of_a_run_that_was_paused_while_it_executed_stays_in_memor
             await asyncio.sleep(0)
         go_on.set()
         await backend.until(engine, handle.run_id, State.PAUSED)
-        assert [one for one in executions() if one not in of_others] == []
+    assert [one for one in executions() if one not in of_others] == []  # the engine has heard that it is committed
