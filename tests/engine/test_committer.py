@@ -149,6 +149,18 @@ def sequences(store: _Held) -> list[Flush]:
     return sorted(sorted(flush) for flush in store.in_flight)
 
 
+async def two_flushes(store: _Held) -> tuple[Sequence[ClaimedRun], _Writer]:
+    """Two hundred runs, whose first records are committed and whose second ones are in flight."""
+    runs, writer = await several(store, 200), _Writer(store)
+    writer.write(runs, 1)
+    await store.sees(1)  # before the first flush nobody knows that they are many
+    await store.let_through(1)
+    await writer.answers(200)
+    writer.write(runs, 2)
+    await store.sees(2)
+    return runs, writer
+
+
 async def test_what_few_runs_write_shares_one_flush() -> None:
     store = _Held()
     runs = await several(store, 4)
@@ -166,15 +178,8 @@ async def test_what_few_runs_write_shares_one_flush() -> None:
 
 async def test_what_many_runs_write_goes_in_two_flushes_and_never_two_of_one_run() -> None:
     store = _Held()
-    runs = await several(store, 200)
+    runs, writer = await two_flushes(store)
     even, odd = runs[::2], runs[1::2]
-    writer = _Writer(store)
-    writer.write(runs, 1)
-    await store.sees(1)  # before the first flush nobody knows
-    await store.let_through(1)
-    await writer.answers(200)
-    writer.write(runs, 2)
-    await store.sees(2)
     assert sequences(store) == [[(one.run.id, [2]) for one in half] for half in (even, odd)]
     writer.write(runs, 3)
     writer.write(runs, 4)
@@ -199,14 +204,7 @@ async def test_what_is_large_goes_in_two_flushes_though_few_runs_write_it() -> N
 async def test_a_run_stays_behind_its_own_writes_when_the_others_have_gone() -> None:
     """Few write again, so one lane would do: a run whose write is in flight in the other one waits for it there."""
     store = _Held()
-    runs = await several(store, 200)
-    writer = _Writer(store)
-    writer.write(runs, 1)
-    await store.sees(1)
-    await store.let_through(1)
-    await writer.answers(200)
-    writer.write(runs, 2)
-    await store.sees(2)
+    runs, writer = await two_flushes(store)
     even = store.in_flight[0]  # lane 0 began first
     assert even[0][0] == runs[0].run.id
     await store.release(even)
