@@ -1,4 +1,4 @@
-"""Group commit: many callers, one transaction at a time in each of two lanes.
+"""Group commit: many callers, one transaction at a time, or two.
 
 A flush starts when the previous one of its lane returns, with everything that has gathered meanwhile. There is
 no timer: an idle system pays one pass of the event loop, and a busy one commits hundreds of records at once. What
@@ -14,7 +14,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 from durable.errors import DurableError, PayloadError, StoreUnavailable
@@ -31,32 +30,31 @@ Settled = Callable[[RunWrite, Outcome | DurableError], None]
 _log = logging.getLogger("durable.committer")
 
 _MAX_BATCH = 1000
-_LANES = 2
-"""Flushes in flight: while the server writes one half of the runs, the other half executes."""
 _FEW = 128
-"""Up to so many runs that write share one lane: what each flush costs beside its writes outweighs what two at a time
-gain. Ten-step runs, 8 in flight: 1.9 times the steps at a third of the processor time; 100: 1.3 times; from 200 on two
-are faster."""
+"""Up to so many runs that write share one flush: what each flush costs beside its writes outweighs what two in flight
+gain, where the server writes some of the runs while others execute. Ten-step runs, 8 in flight: 1.9 times the steps at
+a third of the processor time; 100: 1.3 times; from 200 on two are faster."""
 _LARGE = 200_000
-"""Characters of records from which that holds for fewer runs too: 50 of a megabyte, 1.8 times."""
+"""Characters of records from which two are better for fewer runs too: 50 of a megabyte, 1.8 times."""
 _RESEND_FIRST, _RESEND_MAX = 0.05, 1.0  # seconds between two sendings of a batch; doubling
 _BUSY_PAUSE = 0.005  # seconds before a run that somebody else held is tried again
 
 
-class GroupCommit(Generic[Item]):
-    """Gathers items and hands them to ``flush`` in batches, one batch at a time.
+class Lane(Generic[Item]):
+    """One flush at a time, for as long as there is something to take.
 
     Args:
+        take: The next batch; empty when there is none.
         flush: Commits one batch and resolves its items; it must not raise.
     """
 
-    def __init__(self, flush: Callable[[list[Item]], Awaitable[None]]) -> None:
+    def __init__(self, take: Callable[[], list[Item]], flush: Callable[[list[Item]], Awaitable[None]]) -> None:
+        self._take = take
         self._flush = flush
-        self._gathered: list[Item] = []
         self._running: asyncio.Task[None] | None = None
 
-    def add(self, item: Item) -> None:
-        self._gathered.append(item)
+    def wake(self) -> None:
+        """There is something to take."""
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._run())
 
@@ -65,17 +63,18 @@ class GroupCommit(Generic[Item]):
         return self._running is not None
 
     async def drained(self) -> None:
-        """Return when everything added so far, and what it caused, has been flushed."""
+        """Return when nothing is left to take, and nothing in flight."""
         while self._running is not None:
             await asyncio.wait([self._running])
 
     async def _run(self) -> None:
         try:
-            while self._gathered:
+            while True:
                 # A function that returns with its last step is seen to have ended one pass of the loop later: its end
                 # shares the commit, and an idle system carries a run of three steps in three commits, not in four.
                 await asyncio.sleep(0)
-                batch, self._gathered = self._gathered[:_MAX_BATCH], self._gathered[_MAX_BATCH:]
+                if not (batch := self._take()):
+                    return
                 await self._flush(batch)
                 await asyncio.sleep(0)  # whom the flush has answered goes on, and comes along: 250 in a batch, not 120
         finally:
@@ -188,10 +187,9 @@ class Committer:
         self._measured = measured
         self._loop = asyncio.get_running_loop()
         self._open: dict[str, Pending] = {}  # gathered and not sent, by run
-        self._lanes = [GroupCommit[Pending](partial(self._flush, lane)) for lane in range(_LANES)]
-        self._sent: dict[str, int] = {}  # the lane in which a write is in flight, by run
-        self._many = False  # runs that wrote when the last flush began
-        self._size = 0  # characters of records that were written since then
+        self._sent: set[str] = set()  # runs with a write in flight
+        self._size = 0  # characters of records that were written since nothing was gathered
+        self._first, self._second = Lane(self._take, self._flush), Lane(self._take, self._flush)
 
     def write(
         self,
@@ -208,7 +206,7 @@ class Committer:
         if pending is None:
             records = [] if record is None else [record]
             pending = self._open[ref.id] = Pending(ref, records, change, also, settled, self._loop)
-            self._lane(ref.id).add(pending)
+            self._wake()
             return pending
         pending.ref = ref  # it may have become linked
         if record is not None:
@@ -219,28 +217,43 @@ class Committer:
             pending.change = _at_once(pending.change, change)
         return pending
 
-    def _lane(self, run_id: str) -> GroupCommit[Pending]:
-        # Behind what is in flight of the run: else its end could be committed before its last record.
-        lane = self._sent.get(run_id)
-        if lane is None:
-            lane = ord(run_id[-1]) % _LANES if self._many or self._size > _LARGE else 0
-        return self._lanes[lane]
+    def _wake(self) -> None:
+        if not self._first.busy:
+            self._first.wake()
+        elif not self._second.busy and self._worth_two:
+            self._second.wake()
 
-    async def drained(self) -> None:
-        while any(lane.busy for lane in self._lanes):  # what one lane has committed may have caused a write in another
-            for lane in self._lanes:
-                await lane.drained()
+    @property
+    def _worth_two(self) -> bool:
+        return len(self._open) + len(self._sent) > _FEW or self._size > _LARGE
 
-    async def _flush(self, lane: int, batch: list[Pending]) -> None:
-        self._many, self._size = len(self._open) + len(self._sent) > _FEW, 0
+    def _take(self) -> list[Pending]:
+        """The next flush's writes. What is left here is taken by the lane that flushes, when its flush has returned."""
+        if self._sent and not self._worth_two:
+            return []
+        # Behind what is in flight of the same run: else its end could be committed before its last record.
+        batch = [pending for run_id, pending in self._open.items() if run_id not in self._sent]
+        burst = self._size > _LARGE or len(batch) > 2 * _FEW
+        if burst and not self._sent and self._first.busy and self._second.busy:
+            del batch[(len(batch) + 1) // 2 :]  # the other lane is about to take the other half
+        del batch[_MAX_BATCH:]
         for pending in batch:
             del self._open[pending.ref.id]
-            self._sent[pending.ref.id] = lane
+            self._sent.add(pending.ref.id)
+        if not self._open:
+            self._size = 0
+        return batch
+
+    async def drained(self) -> None:
+        while self._first.busy or self._second.busy:  # what one lane has committed may have caused a write in another
+            await self._first.drained()
+            await self._second.drained()
+
+    async def _flush(self, batch: list[Pending]) -> None:
         try:
             await self._commit(batch)
         finally:
-            for pending in batch:
-                del self._sent[pending.ref.id]
+            self._sent.difference_update(pending.ref.id for pending in batch)
 
     async def _commit(self, batch: list[Pending]) -> None:
         sent = time.monotonic()
@@ -287,7 +300,6 @@ class Committer:
             pending.put_before(later)
         else:
             self._open[pending.ref.id] = pending
-            self._lane(pending.ref.id).add(pending)
 
 
 def _together(first: Also | None, second: Also | None) -> Also | None:
@@ -321,7 +333,8 @@ class Sender(Generic[Item, Answer]):
     def __init__(self, send: Callable[[list[Item]], Awaitable[Sequence[Answer]]], patience: float = 10.0) -> None:
         self._send = send
         self._patience = patience
-        self._group = GroupCommit[_Wanted[Item, Answer]](self._flush)
+        self._gathered: list[_Wanted[Item, Answer]] = []
+        self._lane = Lane(self._take, self._flush)
 
     async def send(self, item: Item) -> Answer:
         """The store's answer to ``item``.
@@ -339,11 +352,16 @@ class Sender(Generic[Item, Answer]):
             return []
         answers = _Answers[Answer](len(items))
         for place, item in enumerate(items):
-            self._group.add(_Wanted(item, answers, place))
+            self._gathered.append(_Wanted(item, answers, place))
+        self._lane.wake()
         return await answers.all
 
     async def drained(self) -> None:
-        await self._group.drained()
+        await self._lane.drained()
+
+    def _take(self) -> list[_Wanted[Item, Answer]]:
+        batch, self._gathered = self._gathered[:_MAX_BATCH], self._gathered[_MAX_BATCH:]
+        return batch
 
     async def _flush(self, batch: list[_Wanted[Item, Answer]]) -> None:
         loop = asyncio.get_running_loop()

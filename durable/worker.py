@@ -56,6 +56,11 @@ _log = logging.getLogger("durable.worker")
 _CLAIM_MOST = 500
 """Runs a claim takes at most: its answer holds their inputs and histories."""
 
+_CLAIM_WHOLE = 128
+"""Slots up to which one claim may fill all of them; of more a third. Short runs that are claimed together end together:
+a third is being claimed then while another executes and one is being committed, and neither the worker nor the server
+waits for the other. One-step runs in 500 slots: 1.15 times the runs."""
+
 _LAST_WORDS = 0.4
 """Seconds, each, that a stopping worker grants after the drain timeout: to steps that are being cancelled, and
 to the store for what is still to be written. Together with the rest they stay within one second (P03)."""
@@ -115,6 +120,7 @@ class Worker(Asking):
         self._warm = Warm(options.linger)
         self._batches = Batches()
         self._starting = Starting(store, self, self._routes)
+        self._claim_most = min(_CLAIM_MOST, max(_CLAIM_WHOLE, options.concurrency // 3))
         self._claiming = 0  # slots that a claim which is under way may fill
         self._unheard: set[str] = set()  # runs that were asked something while they parked
         self._signal = asyncio.Event()  # a reason to claim
@@ -285,7 +291,7 @@ class Worker(Asking):
         free = self._free_slots()
         if not self._more:  # probably nothing is ready: runs that are triggered meanwhile find a slot
             free -= free // 4
-        return max(0, min(free, _CLAIM_MOST))
+        return max(0, min(free, self._claim_most))
 
     def _free_slots(self) -> int:
         return self._options.concurrency - len(self._active) - len(self._starting.under_way) - self._claiming

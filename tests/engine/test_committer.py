@@ -84,8 +84,8 @@ class _Held(MemoryStore):
         async with self.changed:
             self.in_flight.append(sent)
             self.changed.notify_all()
-            await self.changed.wait_for(lambda: self._passes > 0 or self._released is sent)
-            if self._released is not sent:
+            await self.changed.wait_for(lambda: self._passes > 0 or self._released == sent)
+            if self._released != sent:
                 self._passes -= 1
             self.in_flight.remove(sent)
             self.changed.notify_all()
@@ -109,10 +109,9 @@ class _Held(MemoryStore):
 
 
 async def several(store: MemoryStore, count: int) -> Sequence[ClaimedRun]:
-    """Claimed runs whose ids end in 0, 1, 2, …: every second one in the same lane, when there are two."""
+    """Claimed runs."""
     await store.register(WORKER, 600)
-    ids = [f"{new_id(datetime.now(UTC))[:-4]}{number:04}" for number in range(count)]
-    await store.create_runs([NewRun(id_, "order", "1", None, "", "") for id_ in ids])
+    await store.create_runs([NewRun(new_id(datetime.now(UTC)), "order", "1", None, "", "") for _ in range(count)])
     return (await store.claim(WORKER, [Route("order", "1")], count, str(uuid4()), {})).runs
 
 
@@ -145,20 +144,12 @@ async def nothing_more_is_sent(store: _Held, flushes: int) -> None:
     assert len(store.in_flight) == flushes
 
 
-def sequences(store: _Held) -> list[Flush]:
+def flushes(store: _Held) -> list[Flush]:
     return sorted(sorted(flush) for flush in store.in_flight)
 
 
-async def two_flushes(store: _Held) -> tuple[Sequence[ClaimedRun], _Writer]:
-    """Two hundred runs, whose first records are committed and whose second ones are in flight."""
-    runs, writer = await several(store, 200), _Writer(store)
-    writer.write(runs, 1)
-    await store.sees(1)  # before the first flush nobody knows that they are many
-    await store.let_through(1)
-    await writer.answers(200)
-    writer.write(runs, 2)
-    await store.sees(2)
-    return runs, writer
+def written(runs: Sequence[ClaimedRun], seq: int) -> Flush:
+    return [(one.run.id, [seq]) for one in runs]
 
 
 async def test_what_few_runs_write_shares_one_flush() -> None:
@@ -171,23 +162,41 @@ async def test_what_few_runs_write_shares_one_flush() -> None:
     await nothing_more_is_sent(store, 1)
     await store.release(store.in_flight[0])
     await store.sees(1)
-    assert sequences(store) == [[(one.run.id, [2]) for one in runs]]
+    assert flushes(store) == [written(runs, 2)]
     await store.let_through(1)
     await writer.answers(8)
 
 
 async def test_what_many_runs_write_goes_in_two_flushes_and_never_two_of_one_run() -> None:
+    """A run stays behind its own write that is in flight when the other lane is free."""
     store = _Held()
-    runs, writer = await two_flushes(store)
-    even, odd = runs[::2], runs[1::2]
-    assert sequences(store) == [[(one.run.id, [2]) for one in half] for half in (even, odd)]
+    runs = await several(store, 200)
+    first, second, writer = runs[:100], runs[100:], _Writer(store)
+    writer.write(first, 1)
+    await store.sees(1)
+    writer.write(second, 1)
+    await store.sees(2)
+    writer.write(runs, 2)
     writer.write(runs, 3)
-    writer.write(runs, 4)
     await nothing_more_is_sent(store, 2)
-    await store.let_through(4)
+    await store.release(written(first, 1))
+    await store.sees(2)
+    assert flushes(store) == [[(one.run.id, [2, 3]) for one in first], written(second, 1)]
+    await store.let_through(3)
     await writer.answers(400)
     for one in runs:
-        assert [record.seq for record in await store.history(one.run.id)] == [1, 2, 3, 4]
+        assert [record.seq for record in await store.history(one.run.id)] == [1, 2, 3]
+
+
+async def test_what_very_many_write_at_once_goes_in_two_halves() -> None:
+    store = _Held()
+    runs = await several(store, 300)
+    writer = _Writer(store)
+    writer.write(runs, 1)
+    await store.sees(2)
+    assert flushes(store) == [written(runs[:150], 1), written(runs[150:], 1)]
+    await store.let_through(2)
+    await writer.answers(300)
 
 
 async def test_what_is_large_goes_in_two_flushes_though_few_runs_write_it() -> None:
@@ -196,26 +205,25 @@ async def test_what_is_large_goes_in_two_flushes_though_few_runs_write_it() -> N
     writer = _Writer(store)
     writer.write(runs, 1, "1" * 200_001)
     await store.sees(2)
-    assert sequences(store) == [[(one.run.id, [1]) for one in half] for half in (runs[::2], runs[1::2])]
+    assert flushes(store) == [written(runs[:2], 1), written(runs[2:], 1)]
     await store.let_through(2)
     await writer.answers(4)
 
 
-async def test_a_run_stays_behind_its_own_writes_when_the_others_have_gone() -> None:
-    """Few write again, so one lane would do: a run whose write is in flight in the other one waits for it there."""
+async def test_when_many_have_become_few_they_share_one_flush_again() -> None:
     store = _Held()
-    runs, writer = await two_flushes(store)
-    even = store.in_flight[0]  # lane 0 began first
-    assert even[0][0] == runs[0].run.id
-    await store.release(even)
-    await writer.answers(100)
-    writer.write(runs[:1], 3)
-    await store.sees(2)
-    [small] = [flush for flush in store.in_flight if len(flush) == 1]
-    writer.write(runs[1:2], 3)
-    await store.release(small)  # with it began what needs one lane only: it is free now
+    runs = await several(store, 200)
+    first, second, writer = runs[:100], runs[100:], _Writer(store)
+    writer.write(first, 1)
     await store.sees(1)
+    writer.write(second, 1)
+    await store.sees(2)
+    await store.release(written(first, 1))
+    await writer.answers(100)
+    writer.write(first[:4], 2)
     await nothing_more_is_sent(store, 1)
-    await store.let_through(2)
-    await writer.committer.drained()
-    assert [record.seq for record in await store.history(runs[1].run.id)] == [1, 2, 3]
+    await store.release(written(second, 1))
+    await store.sees(1)
+    assert flushes(store) == [written(first[:4], 2)]
+    await store.let_through(1)
+    await writer.answers(104)

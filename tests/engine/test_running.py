@@ -297,3 +297,22 @@ async def test_a_free_slot_is_filled_also_after_a_claim_that_had_none_to_fill(re
         await handles[2].result(timeout=SOON)
         gates[1].set()
         await handles[1].result(timeout=SOON)
+
+
+@pytest.mark.parametrize(("slots", "claims"), [(120, [120]), (600, [200, 200, 200])])
+async def test_few_slots_are_filled_by_one_claim_and_many_by_thirds(
+    real_time: Backend, slots: int, claims: list[int]
+) -> None:
+    full = asyncio.Barrier(slots)
+
+    @workflow
+    async def flow(ctx: Context, _: int) -> None:
+        await ctx.step("meet all others", full.wait)
+
+    store = Between(real_time.store())
+    engine = real_time.engine(flow, store=store.store, concurrency=slots, poll_interval=10 * SOON)
+    async with engine.client():
+        handles = await engine.trigger_many(flow, range(slots))
+    async with engine:
+        await asyncio.gather(*(handle.result(timeout=SOON) for handle in handles))
+    assert [args[2] for args in store.made("claim") if args[2]][: len(claims)] == claims
