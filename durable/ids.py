@@ -9,6 +9,7 @@ from uuid import UUID
 
 from durable.errors import InvalidArgument
 
+_VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))  # any digit → one whose first two bits are 10
 _last = (0, 0)  # milliseconds, the 12 bits after them
 
 
@@ -24,10 +25,9 @@ def new_id(now: datetime) -> str:
         if counter >> 12:
             milliseconds, counter = last + 1, 0
     _last = (milliseconds, counter)
-    rest = int.from_bytes(os.urandom(8), "big") >> 2
     # Spelled here: a UUID object that is made and printed takes as long as all the rest.
-    digits = f"{milliseconds:012x}7{counter:03x}{(2 << 62) | rest:016x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    time, rest = f"{milliseconds:012x}", os.urandom(8).hex()
+    return f"{time[:8]}-{time[8:]}-7{counter:03x}-{_VARIANT[rest[0]]}{rest[1:4]}-{rest[4:]}"
 
 
 def check_run_id(value: str) -> str:
