@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from itertools import count
 from typing import Any
@@ -22,12 +23,12 @@ class Postgres:
 
     Attributes:
         url: Of the database.
-        schema: Of this test alone.
+        schema: Of this test alone, on the whole server: test processes share it, and see each other's sessions.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.schema = f"durable_{next(_numbers)}"
+        self.schema = f"durable_{os.getpid()}_{next(_numbers)}"
         self.sql = psycopg.connect(url, autocommit=True)
         self._watching = psycopg.connect(url, autocommit=True)  # what others do is frozen inside a transaction
         self._stores: list[PostgresStore] = []

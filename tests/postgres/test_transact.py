@@ -487,6 +487,13 @@ async def test_P11_a_commit_whose_acknowledgement_is_lost_is_looked_up(ledger: L
         await store.close()
 
 
+_WAITING = (
+    "pg_locks JOIN pg_database AS d ON d.oid = database AND d.datname = current_database() "
+    "WHERE locktype = 'advisory' AND NOT granted"
+)
+"""Who waits in this database: other test processes have theirs on the same server, with locks of the same numbers."""
+
+
 @contextmanager
 def held_up(ledger: Ledger) -> Generator[str]:
     """A trigger of the application holds every COMMIT up. Gives what asks whether one has come that far."""
@@ -502,7 +509,7 @@ def held_up(ledger: Ledger) -> Generator[str]:
         """.encode()
     )
     try:
-        yield f"SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = {lock} AND NOT granted"
+        yield f"SELECT pid FROM {_WAITING} AND objid = {lock}"
     finally:
         let_go(ledger)
         sql.execute(f"DROP TRIGGER late ON {table}; DROP FUNCTION {table}_wait".encode())
@@ -524,9 +531,7 @@ async def test_P11_a_commit_that_is_under_way_when_its_client_is_gone_is_waited_
             ((pid,),) = ledger.postgres.beside(waiting)
             proxy.hang_up()
             # Now it waits for the end of the other transaction, which it would bring about itself after a second.
-            await ledger.postgres.until(
-                "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND pid <> %s)", pid
-            )
+            await ledger.postgres.until(f"SELECT EXISTS (SELECT FROM {_WAITING} AND pid <> %s)", pid)
             let_go(ledger)
             assert await running is APPLIED
             assert await ledger.there() == ([1], 1)
