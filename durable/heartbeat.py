@@ -59,7 +59,7 @@ class Heartbeat:
         self._measured = measured
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
-        self._loop_seen = time.monotonic()
+        self._asked: float | None = None  # time.monotonic() since which a callback waits for its turn on the loop
         self._reported = False
         self._stop = threading.Event()
         self._ended = asyncio.Event()
@@ -108,18 +108,20 @@ class Heartbeat:
             self._measured(renewed)
 
     def _watch_loop(self) -> None:
-        blocked = time.monotonic() - self._loop_seen
-        if blocked < _BLOCKED_AFTER:
+        """Report a loop that a callback has waited for; time in which this thread itself did not run says nothing."""
+        asked = self._asked
+        if asked is None:
             self._reported = False
-        elif not self._reported:
+            self._asked = time.monotonic()
+            self._on_loop(self._had_turn)
+        elif not self._reported and (blocked := time.monotonic() - asked) >= _BLOCKED_AFTER:
             self._reported = True
             frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001  (documented)
             stack = "".join(traceback.format_stack(frame)) if frame is not None else "unknown\n"
             _log.warning("the event loop has been blocked for %.1f s; it stands at:\n%s", blocked, stack)
-        self._on_loop(self._saw_loop)
 
-    def _saw_loop(self) -> None:
-        self._loop_seen = time.monotonic()
+    def _had_turn(self) -> None:
+        self._asked = None
 
     def _on_loop(self, callback: Callable[[], None]) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
@@ -96,4 +97,18 @@ class MissesRenewals(Between):
             self.left -= 1
             raise StoreUnavailable("no answer to the renewal")
         self.renewed += 1
+        return self._inner.renew(worker, lease)
+
+
+class SlowRenewals(Between):
+    """Each renewal takes ``seconds``, in the heartbeat's thread."""
+
+    def __init__(self, inner: Store, seconds: float) -> None:
+        super().__init__(inner)
+        self.seconds = seconds
+        self.begun = 0
+
+    def renew(self, worker: str, lease: float) -> Any:
+        self.begun += 1
+        time.sleep(self.seconds)
         return self._inner.renew(worker, lease)

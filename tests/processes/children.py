@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -36,8 +37,9 @@ class Child(Forked):
 
     @property
     def warnings(self) -> list[str]:
-        """Lines of its log that are worse than INFO."""
-        return [line for line in self.log.splitlines() if line.startswith(("WARNING", "ERROR", "CRITICAL"))]
+        """Entries of its log that are worse than INFO, with all their lines."""
+        entries = re.split(r"^(?=[A-Z]+ )", self.log, flags=re.MULTILINE)
+        return [entry for entry in entries if entry.startswith(("WARNING ", "ERROR ", "CRITICAL "))]
 
 
 class Site:
