@@ -202,6 +202,10 @@ async def snapshot(store: Store, *run_ids: str) -> list[tuple[Run, list[Record]]
     return [(await read(store, run_id), await store.history(run_id)) for run_id in run_ids]
 
 
+_AHEAD = timedelta(milliseconds=100)
+"""What the estimate of a server's clock may be ahead of it, on a busy machine: see ``ServerClock``."""
+
+
 async def until(store: Store, when: datetime) -> None:
     """Return when the store's clock has reached ``when``; a virtual one is moved."""
     clock = store.clock
@@ -209,5 +213,5 @@ async def until(store: Store, when: datetime) -> None:
         clock.advance(max(when - clock.now(), timedelta(0)))
         return
     reached = asyncio.Event()
-    clock.call_at(when, reached.set)
+    clock.call_at(when + _AHEAD, reached.set)
     await reached.wait()
