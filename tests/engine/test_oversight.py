@@ -30,7 +30,7 @@ from durable import (
 )
 from durable.testing import MemoryStore
 from tests.engine.backends import SOON, Backend
-from tests.engine.wrapped import GoesDown, MissesRenewals
+from tests.engine.wrapped import BadRenewals, GoesDown
 
 T = TypeVar("T")
 
@@ -497,7 +497,7 @@ async def test_a_meter_hears_of_claims_commits_and_steps(backend: Backend) -> No
 
 
 async def test_a_meter_hears_of_renewals_and_of_those_that_failed() -> None:
-    store, meter = MissesRenewals(MemoryStore(), misses=1), Noted()
+    store, meter = BadRenewals(MemoryStore(), misses=1), Noted()
     engine = Engine(store.store, workflows=[order])
     engine.worker_options = engine.worker_options.replaced(lease=0.9)
     engine.meter = meter

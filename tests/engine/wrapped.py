@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
@@ -84,31 +85,24 @@ class GoesDown(Between):
         return await call()
 
 
-class MissesRenewals(Between):
-    """The first ``misses`` renewals fail."""
+class BadRenewals(Between):
+    """The first ``misses`` renewals fail, and each takes ``seconds``, in the heartbeat's thread.
 
-    def __init__(self, inner: Store, misses: int) -> None:
+    Attributes:
+        begun: Released as each of them begins.
+    """
+
+    def __init__(self, inner: Store, misses: int = 0, seconds: float = 0.0) -> None:
         super().__init__(inner)
         self.left = misses
-        self.renewed = 0
+        self._seconds = seconds
+        self.begun = asyncio.Semaphore(0)
+        self._loop = asyncio.get_running_loop()
 
     def renew(self, worker: str, lease: float) -> Any:
+        self._loop.call_soon_threadsafe(self.begun.release)
+        time.sleep(self._seconds)
         if self.left:
             self.left -= 1
             raise StoreUnavailable("no answer to the renewal")
-        self.renewed += 1
-        return self._inner.renew(worker, lease)
-
-
-class SlowRenewals(Between):
-    """Each renewal takes ``seconds``, in the heartbeat's thread."""
-
-    def __init__(self, inner: Store, seconds: float) -> None:
-        super().__init__(inner)
-        self.seconds = seconds
-        self.begun = 0
-
-    def renew(self, worker: str, lease: float) -> Any:
-        self.begun += 1
-        time.sleep(self.seconds)
         return self._inner.renew(worker, lease)
