@@ -10,8 +10,9 @@ import pytest
 from durable import AmbiguousName, Context, Retry, RunFailed, State, Workflow, workflow
 from tests.engine.backends import Backend, Passes
 
-EVICT = 0.02
-"""Seconds of a sleep that ends a pass when nothing lingers."""
+EVICT = 0.1
+"""Seconds of a sleep that ends a pass when nothing lingers. One that is over before the run has come to rest, on a busy
+machine, goes on in place."""
 
 OUTLIVES_A_STOP = 0.3
 """Seconds of a sleep during which an engine is stopped, and after which the next one goes on."""
