@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ class Migration(NamedTuple):
     sql: str
 
 
+@cache
 def statements(dialect: str, schema: str = "durable") -> Mapping[str, str]:
     """All named statements of ``sql/<dialect>/queries/*.sql``."""
     found: dict[str, str] = {}
@@ -37,10 +39,11 @@ def statements(dialect: str, schema: str = "durable") -> Mapping[str, str]:
     return found
 
 
-def migrations(dialect: str, schema: str = "durable") -> list[Migration]:
+@cache
+def migrations(dialect: str, schema: str = "durable") -> tuple[Migration, ...]:
     """The migrations of ``dialect`` in order: ``0001_name.sql``, ``0002_…``."""
     paths = sorted((_root() / dialect / "migrations").glob("*.sql"))
-    found = [Migration(int(p.stem[:4]), p.stem, _in_schema(p.read_text("utf-8"), schema)) for p in paths]
+    found = tuple(Migration(int(p.stem[:4]), p.stem, _in_schema(p.read_text("utf-8"), schema)) for p in paths)
     if [m.version for m in found] != list(range(1, len(found) + 1)):
         raise ConfigurationError(f"the migrations in sql/{dialect} are not numbered 1, 2, 3, …")
     return found

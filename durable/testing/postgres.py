@@ -36,6 +36,7 @@ from durable.testing._servers import (
     PostgresServer,
     server_account,
     url_with,
+    verifier,
     version_of,
 )
 
@@ -229,7 +230,11 @@ def runtime_role(url: str, schema: str = "durable") -> Generator[str]:
     from psycopg import sql
 
     name, password = f"durable_runtime_{secrets.token_hex(6)}", secrets.token_urlsafe(16)
-    names = {"role": sql.Identifier(name), "schema": sql.Identifier(schema), "password": sql.Literal(password)}
+    names = {
+        "role": sql.Identifier(name),
+        "schema": sql.Identifier(schema),
+        "password": sql.Literal(verifier(password)),
+    }
     with psycopg.connect(url, autocommit=True) as connection:
         for statement in _GRANTS:
             connection.execute(sql.SQL(statement).format(**names))

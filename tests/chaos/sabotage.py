@@ -27,7 +27,7 @@ from durable.stores.postgres import PostgresStore
 def _rewrite(store: PostgresStore, statement: str, old: str, new: str) -> None:
     text = store._statements[statement].decode()
     assert old in text, f"{statement} has no {old!r} to take away"
-    store._statements[statement] = text.replace(old, new).encode()
+    store._statements = {**store._statements, statement: text.replace(old, new).encode()}
 
 
 def no_fence(store: PostgresStore) -> None:

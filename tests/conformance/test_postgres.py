@@ -14,8 +14,8 @@ from durable.model import State
 from durable.stores.postgres import PostgresStore
 from durable.testing.conformance import StoreConformance, StoreHarness
 from durable.testing.postgres import runtime_role
+from tests.emptying import emptying
 
-_KEPT = frozenset({"migrations", "routes"})  # what is no run's: stores remember the routes that they have made
 _SCHEMA = "conformance"  # not the default one: other tests of this run may have an engine there
 _bare = count(1)
 
@@ -49,11 +49,7 @@ class PostgresHarness:
             await store.close()
 
     async def fresh(self) -> PostgresStore:
-        found = await self._connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", [_SCHEMA])
-        for table in {name for (name,) in await found.fetchall()} - _KEPT:
-            await self._connection.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(_SCHEMA, table)))
-        for store in self._shared:  # limits that are gone from under it are known until it looks
-            await store.queues()
+        await self._connection.execute(emptying(_SCHEMA))
         return self._shared[0]
 
     async def bare(self) -> PostgresStore:

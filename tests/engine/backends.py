@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from psycopg import sql
 
 from durable import Engine, Run, RunFailed, RunHandle, State, WorkerOptions, Workflow
 from durable.store import Store
@@ -23,6 +22,7 @@ from durable.stores.memory import MemoryStore
 from durable.stores.postgres import PostgresStore
 from durable.stores.sqlite import SQLiteStore
 from durable.testing import VirtualClock
+from tests.emptying import emptying
 
 SOON = 20.0
 """Seconds within which everything that a test waits for happens, on a machine that others use too."""
@@ -96,16 +96,12 @@ class Backend:
 
 
 class PostgresBackend(Backend):
-    """A schema of this test process, emptied for each test: 2 ms against 60 for a new one."""
-
-    _kept = frozenset({"migrations", "routes"})  # what is no run's: stores remember the routes that they have made
+    """A schema of this test process, emptied for each test."""
 
     def __init__(self, url: str, schema: str, owner: psycopg.Connection[Any]) -> None:
         super().__init__("postgres", lambda: PostgresStore(url, schema=schema, pool_size=2))
         self._owner = owner
-        found = owner.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", [schema]).fetchall()
-        for table in {name for (name,) in found} - self._kept:
-            owner.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(schema, table)))
+        owner.execute(emptying(schema))
 
     def now(self) -> datetime:
         row = self._owner.execute("SELECT clock_timestamp()").fetchone()

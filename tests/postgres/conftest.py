@@ -1,4 +1,4 @@
-"""Stores on schemas of their own, all in the database of this test process."""
+"""Stores on one schema, which is emptied for each test, or on one of the test's own, in this process's database."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import psycopg
 import pytest
 
 from durable.stores.postgres import PostgresStore
+from tests.emptying import emptying
 
 pytest.register_assert_rewrite("durable.testing.conformance")
 
+_SHARED = f"durable_{os.getpid()}"  # test processes share the server, and see each other's sessions
 _numbers = count(1)
 
 
@@ -23,20 +25,21 @@ class Postgres:
 
     Attributes:
         url: Of the database.
-        schema: Of this test alone, on the whole server: test processes share it, and see each other's sessions.
+        schema: That no other test process has.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, schema: str) -> None:
         self.url = url
-        self.schema = f"durable_{os.getpid()}_{next(_numbers)}"
+        self.schema = schema
         self.sql = psycopg.connect(url, autocommit=True)
         self._watching = psycopg.connect(url, autocommit=True)  # what others do is frozen inside a transaction
         self._stores: list[PostgresStore] = []
 
     async def fresh(self, **options: Any) -> PostgresStore:
         """A store that is open, migrated and empty."""
-        store = await self.bare(**options)
+        store = await self.another(**options)
         await store.migrate()
+        self.sql.execute(emptying(self.schema))
         return store
 
     async def bare(self, **options: Any) -> PostgresStore:
@@ -82,13 +85,22 @@ class Postgres:
     async def close(self) -> None:
         for store in self._stores:
             await store.close()
-        self.drop()
         self.sql.close()
         self._watching.close()
 
 
 @pytest.fixture
 async def postgres(postgres_url: str) -> AsyncIterator[Postgres]:
-    database = Postgres(postgres_url)
-    yield database
-    await database.close()
+    """For tests that leave the schema as it is."""
+    found = Postgres(postgres_url, _SHARED)
+    yield found
+    await found.close()
+
+
+@pytest.fixture
+async def apart(postgres_url: str) -> AsyncIterator[Postgres]:
+    """A schema of the test's own: for those that change it, or that ask how it is planned and stored."""
+    found = Postgres(postgres_url, f"{_SHARED}_{next(_numbers)}")
+    yield found
+    found.drop()
+    await found.close()

@@ -164,14 +164,14 @@ async def _with_one_failure(call: Callable[[], Awaitable[Any]]) -> None:
         await call()
 
 
-async def test_a_migration_under_a_running_store_outdates_no_plan_for_good(postgres: Postgres) -> None:
-    store = await postgres.fresh(pool_size=2)
+async def test_a_migration_under_a_running_store_outdates_no_plan_for_good(apart: Postgres) -> None:
+    store = await apart.fresh(pool_size=2)
     worker, run = await claimed(store)
     for _ in range(8):
         await store.get_runs([run.run.id])
         await worker.claim()
     await worker.apply(run, change=_RELEASE)
-    postgres.rows("ALTER TABLE durable.runs ALTER COLUMN claim TYPE bigint")
+    apart.rows("ALTER TABLE durable.runs ALTER COLUMN claim TYPE bigint")
     assert len(await store.get_runs([run.run.id])) == 1
     await _with_one_failure(worker.claim)
     assert (await read(store, run.run.id)).claim == 2

@@ -366,19 +366,19 @@ def role(postgres: Postgres, *grants: str) -> Generator[psycopg.Connection[Any]]
         postgres.rows(f"DROP ROLE {name}")
 
 
-async def test_nobody_may_execute_a_function_until_it_is_granted(postgres: Postgres) -> None:
-    await postgres.fresh()
-    tables = f"SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {postgres.schema}"
-    with role(postgres, f"USAGE ON SCHEMA {postgres.schema}", tables) as connection:
-        functions = postgres.rows(
-            "SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace = %s::regnamespace", postgres.schema
+async def test_nobody_may_execute_a_function_until_it_is_granted(apart: Postgres) -> None:
+    await apart.fresh()
+    tables = f"SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {apart.schema}"
+    with role(apart, f"USAGE ON SCHEMA {apart.schema}", tables) as connection:
+        functions = apart.rows(
+            "SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace = %s::regnamespace", apart.schema
         )
         assert len(functions) >= 12
         for (function,) in functions:
             may = "SELECT has_function_privilege(%s, 'execute')"
             assert connection.execute(may.encode(), [function]).fetchall() == [(False,)], function
         with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for function trigger"):
-            connection.execute(f"SELECT {postgres.schema}.trigger('order')".encode())
+            connection.execute(f"SELECT {apart.schema}.trigger('order')".encode())
 
 
 async def test_a_function_has_the_rights_of_who_calls_it(postgres: Postgres) -> None:

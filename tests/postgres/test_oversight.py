@@ -32,42 +32,42 @@ async def of(store: PostgresStore, check: str) -> Finding:
 
 
 @pytest.mark.parametrize("statistics", ["old", "new"])
-async def test_P45_a_census_reads_nothing_of_what_has_ended(postgres: Postgres, statistics: str) -> None:
+async def test_P45_a_census_reads_nothing_of_what_has_ended(apart: Postgres, statistics: str) -> None:
     """With the statistics of an empty table too: those that are there when a backlog has just been worked off."""
-    store = await postgres.fresh()
-    postgres.rows("ALTER TABLE durable.runs SET (autovacuum_enabled = false)")
-    postgres.rows("ANALYZE durable.runs")
+    store = await apart.fresh()
+    apart.rows("ALTER TABLE durable.runs SET (autovacuum_enabled = false)")
+    apart.rows("ANALYZE durable.runs")
     worker = await Worker.start(store)
     await create(store, *(new_run() for _ in range(30)))
     held, waiting, *_ = (await worker.claim(limit=10)).runs
     await worker.wait(waiting)
-    postgres.rows(
+    apart.rows(
         "INSERT INTO durable.runs (shard, id, route, state, ended_at, claim) "
         f"SELECT 0, gen_random_uuid(), 1, 'completed', now(), 1 FROM generate_series(1, {FINISHED}) AS n"
     )
     if statistics == "new":
-        postgres.rows("VACUUM ANALYZE durable.runs")
+        apart.rows("VACUUM ANALYZE durable.runs")
     census = await store.census()
     assert dict(census.runs) == {("order", State.PENDING): 20, ("order", State.RUNNING): 9, ("order", State.WAITING): 1}
-    text = statements("postgres", postgres.schema)["census"].replace("$1", "'0'")
-    ((explained,),) = postgres.rows(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {text}")
+    text = statements("postgres", apart.schema)["census"].replace("$1", "'0'")
+    ((explained,),) = apart.rows(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {text}")
     plan: dict[str, Any] = explained[0]["Plan"]
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 400  # of more than 1,500 pages
     assert (await read(store, held.run.id)).state is State.RUNNING
 
 
-async def test_a_schema_with_runs_from_before_is_counted_after_its_migration(postgres: Postgres) -> None:
-    store = await postgres.bare()
+async def test_a_schema_with_runs_from_before_is_counted_after_its_migration(apart: Postgres) -> None:
+    store = await apart.bare()
     now, store._migrations = store._migrations, store._migrations[:6]
     await store.migrate()
-    postgres.rows("INSERT INTO durable.routes (workflow, version) VALUES ('order', '1')")
+    apart.rows("INSERT INTO durable.routes (workflow, version) VALUES ('order', '1')")
     for values in (
         "'waiting', NULL, NULL",
         "'paused', NULL, NULL",
         "'completed', NULL, now()",
         "'pending', now(), NULL",
     ):
-        postgres.rows(
+        apart.rows(
             "INSERT INTO durable.runs (shard, id, route, state, ready_at, ended_at) "
             f"SELECT 0, gen_random_uuid(), id, {values} FROM durable.routes"
         )
@@ -105,18 +105,18 @@ async def test_a_role_that_is_not_shown_what_others_do_says_so(postgres: Postgre
 # -- the role -------------------------------------------------------------------------------------
 
 
-async def test_rights_that_are_missing_are_named(postgres: Postgres) -> None:
-    await postgres.fresh()
-    with runtime_role(postgres.url, postgres.schema) as url:
-        store = await postgres.another(url)
+async def test_rights_that_are_missing_are_named(apart: Postgres) -> None:
+    await apart.fresh()
+    with runtime_role(apart.url, apart.schema) as url:
+        store = await apart.another(url)
         assert (await store.examine())[0] == Finding("role", "ok", "the role has the rights that it needs")
-        ((user,),) = postgres.rows(
+        ((user,),) = apart.rows(
             "SELECT DISTINCT grantee FROM information_schema.table_privileges "
             "WHERE table_schema = %s AND grantee <> current_user",
-            postgres.schema,
+            apart.schema,
         )
-        postgres.rows(f"REVOKE DELETE ON durable.tokens FROM {user}")
-        postgres.rows(f"REVOKE USAGE ON SEQUENCE durable.signals_place_seq FROM {user}")
+        apart.rows(f"REVOKE DELETE ON durable.tokens FROM {user}")
+        apart.rows(f"REVOKE USAGE ON SEQUENCE durable.signals_place_seq FROM {user}")
         (finding,) = await store.examine()
         assert (finding.check, finding.severity, finding.count) == ("role", "error", 2)
         assert "table tokens" in finding.message
@@ -135,9 +135,9 @@ async def test_a_role_that_may_not_even_look_is_a_finding(postgres: Postgres) ->
 # -- the schema -----------------------------------------------------------------------------------
 
 
-async def test_a_schema_that_is_missing_old_or_too_new_is_a_finding(postgres: Postgres) -> None:
-    store = await postgres.bare()
-    engine = Engine(postgres.url, schema=postgres.schema)
+async def test_a_schema_that_is_missing_old_or_too_new_is_a_finding(apart: Postgres) -> None:
+    store = await apart.bare()
+    engine = Engine(apart.url, schema=apart.schema)
 
     async def schema() -> Finding:
         return (await engine.diagnose())[-1]
@@ -149,39 +149,39 @@ async def test_a_schema_that_is_missing_old_or_too_new_is_a_finding(postgres: Po
     assert "durable migrate" in (await schema()).remedy
     store._migrations = known
     await store.migrate()
-    postgres.rows("INSERT INTO durable.migrations (version, name) SELECT max(version) + 1, 'x' FROM durable.migrations")
+    apart.rows("INSERT INTO durable.migrations (version, name) SELECT max(version) + 1, 'x' FROM durable.migrations")
     assert "deploy a newer version" in (await schema()).remedy
     with pytest.raises(SchemaTooNew, match="deploy a newer version"):
         await engine.repair()
 
 
-async def test_indexes_that_are_missing_or_unusable_are_made_anew(postgres: Postgres) -> None:
-    store = await postgres.fresh()
+async def test_indexes_that_are_missing_or_unusable_are_made_anew(apart: Postgres) -> None:
+    store = await apart.fresh()
     definitions = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = %s ORDER BY 1"
-    before = postgres.rows(definitions, postgres.schema)
-    postgres.rows("DROP INDEX durable.runs_ready, durable.tokens_prefix")
-    unusable = f"{postgres.schema}.awaited_run"
-    postgres.rows("UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", unusable)
+    before = apart.rows(definitions, apart.schema)
+    apart.rows("DROP INDEX durable.runs_ready, durable.tokens_prefix")
+    unusable = f"{apart.schema}.awaited_run"
+    apart.rows("UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", unusable)
     finding = await of(store, "indexes")
     assert (finding.severity, finding.repairable, finding.count) == ("error", True, 3)
     assert finding.message.endswith("awaited_run, runs_ready, tokens_prefix")
-    with runtime_role(postgres.url, postgres.schema) as url:
-        weak = await postgres.another(url)
+    with runtime_role(apart.url, apart.schema) as url:
+        weak = await apart.another(url)
         with pytest.raises(ConfigurationError, match="as the role that migrates"):
             await weak.repair()
     done = await store.repair()
     assert done == [f"made the index {name} anew" for name in ("awaited_run", "runs_ready", "tokens_prefix")]
     assert (await of(store, "indexes")).severity == "ok"
-    assert postgres.rows(definitions, postgres.schema) == before
+    assert apart.rows(definitions, apart.schema) == before
 
 
-async def test_every_index_of_the_schema_is_known_to_the_check(postgres: Postgres) -> None:
-    store = await postgres.fresh()
-    made = postgres.rows(
+async def test_every_index_of_the_schema_is_known_to_the_check(apart: Postgres) -> None:
+    store = await apart.fresh()
+    made = apart.rows(
         "SELECT c.relname FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid "
         "WHERE c.relnamespace = %s::regnamespace AND NOT EXISTS "
         "(SELECT FROM pg_constraint AS k WHERE k.conindid = c.oid)",
-        postgres.schema,
+        apart.schema,
     )
     assert {name for (name,) in made} == set(store._indexes())
 

@@ -1,7 +1,7 @@
 """The statements have plans that stay good, whatever the statistics said when they were prepared.
 
 A worker prepares a statement once and keeps its plan until statistics change, while the table grows from nothing
-to 50,000 rows. So each is prepared (as a generic plan, which is what a connection ends up with) on an empty, a
+to 20,000 rows. So each is prepared (as a generic plan, which is what a connection ends up with) on an empty, a
 queued and a finished table, and its plan may only probe indexes.
 """
 
@@ -22,7 +22,7 @@ from durable.stores.postgres.wire import Call
 from durable.testing.conformance.harness import Worker, create, new_run, record
 from tests.postgres.conftest import Postgres
 
-ROWS = 50_000
+ROWS = 20_000
 LARGE = {
     *("runs", "history", "keys", "places", "freed", "blocked", "limit_keys", "turns", "turn_keys", "debounces"),
     *("signals", "wakes", "events", "awaited", "emits", "effects", "schedules", "ticks"),
@@ -179,13 +179,13 @@ def fill(postgres: Postgres, situation: str) -> None:
 
 
 @pytest.fixture
-async def still(postgres: Postgres) -> Postgres:
+async def still(apart: Postgres) -> Postgres:
     """A new schema whose statistics change only when a test says so."""
-    await postgres.fresh()
-    postgres.rows("INSERT INTO durable.routes (workflow, version) SELECT 'w' || n, '1' FROM generate_series(1, 3) AS n")
+    await apart.fresh()
+    apart.rows("INSERT INTO durable.routes (workflow, version) SELECT 'w' || n, '1' FROM generate_series(1, 3) AS n")
     for table in TABLES:
-        postgres.rows(f"ALTER TABLE durable.{table} SET (autovacuum_enabled = false)")
-    return postgres
+        apart.rows(f"ALTER TABLE durable.{table} SET (autovacuum_enabled = false)")
+    return apart
 
 
 def analyze(postgres: Postgres) -> None:
@@ -326,9 +326,9 @@ async def test_P45_an_inbox_is_read_without_what_was_consumed(still: Postgres) -
     assert unread["Shared Hit Blocks"] + unread["Shared Read Blocks"] < 50
 
 
-async def test_P45_hot_statements_are_planned_once(postgres: Postgres) -> None:
+async def test_P45_hot_statements_are_planned_once(apart: Postgres) -> None:
     """After the first five uses the general plan has to look as cheap as one for the present parameters."""
-    store = await postgres.fresh()
+    store = await apart.fresh()
     worker = await Worker.start(store)
     for turn in range(24):
         count = (1, 2, 40, 1)[turn % 4]

@@ -353,39 +353,39 @@ class Claim(Session):
         return found
 
 
-async def test_P45_a_claim_stays_a_probe_beside_100_000_runs_that_may_not_start(postgres: Postgres) -> None:
+async def test_P45_a_claim_stays_a_probe_beside_100_000_runs_that_may_not_start(apart: Postgres) -> None:
     """Of a full queue, of full keys, and of a rate that is used up; with the plans of empty tables."""
-    store = await postgres.fresh()
+    store = await apart.fresh()
     for table in ("runs", "blocked", "limit_keys", "places", "freed"):
-        postgres.rows(f"ALTER TABLE durable.{table} SET (autovacuum_enabled = false)")
-        postgres.rows(f"VACUUM ANALYZE durable.{table}")
-    session = Claim(postgres.url, postgres.schema)
+        apart.rows(f"ALTER TABLE durable.{table} SET (autovacuum_enabled = false)")
+        apart.rows(f"VACUUM ANALYZE durable.{table}")
+    session = Claim(apart.url, apart.schema)
     await store.put_queues([Queue("full", 1), Queue("keys", None, 1), Queue("rate", rate=Rate(1, 3600))])
     routes = [Route("order", "1", queue) for queue in ("full", "keys", "rate", "free")]
     await create(store, *(new_run(queue=route.queue, limit_key="key 0", priority=0) for route in routes))
     worker = await Worker.start(store)
     await worker.claim(10, routes)
-    numbers = dict(postgres.rows("SELECT queue, id FROM durable.routes"))
+    numbers = dict(apart.rows("SELECT queue, id FROM durable.routes"))
     many = (
         "INSERT INTO durable.runs (shard, id, route, limit_key, linked, ready_at) SELECT 0, gen_random_uuid(), %s, "
         "'key ' || n %% 1000, true, now() FROM generate_series(1, 33000) AS n"
     )
     for queue in ("full", "rate"):
-        postgres.rows(many, numbers[queue])
-    postgres.rows(many.replace("true, now()", "true, NULL"), numbers["keys"])
-    postgres.rows(
+        apart.rows(many, numbers[queue])
+    apart.rows(many.replace("true, now()", "true, NULL"), numbers["keys"])
+    apart.rows(
         "INSERT INTO durable.blocked (shard, run_id, route, priority, ready_at, queue, key) "
         "SELECT 0, id, route, 5, now(), 'keys', limit_key FROM durable.runs WHERE route = %s AND owner IS NULL",
         numbers["keys"],
     )
-    postgres.rows("INSERT INTO durable.places SELECT gen_random_uuid(), 0, 'keys', 'key ' || generate_series(1, 999)")
-    postgres.rows(
+    apart.rows("INSERT INTO durable.places SELECT gen_random_uuid(), 0, 'keys', 'key ' || generate_series(1, 999)")
+    apart.rows(
         "INSERT INTO durable.limit_keys (shard, queue, key, spent, cause, due) "
         "SELECT DISTINCT 0, queue, key, now(), 1, now() + interval '1 h' FROM durable.blocked"
     )
-    postgres.rows("INSERT INTO durable.freed SELECT gen_random_uuid(), 0, 'keys', 'key ' || generate_series(1, 5)")
+    apart.rows("INSERT INTO durable.freed SELECT gen_random_uuid(), 0, 'keys', 'key ' || generate_series(1, 5)")
     await create(store, new_run(queue="free", priority=9), new_run(queue="keys", limit_key="new", priority=9))
-    ((version,),) = postgres.rows("SELECT version::text FROM durable.limits_version")
+    ((version,),) = apart.rows("SELECT version::text FROM durable.limits_version")
     listed = "{" + ",".join(str(numbers[route.queue]) for route in routes) + "}"
     pages = session.pages(worker.id, version, listed, ["full", "keys", "rate"])
     session.close()

@@ -221,23 +221,23 @@ async def test_P30_a_request_made_while_an_earlier_one_is_being_forgotten_is_tol
     assert dict((await worker.claim(limit=0)).requests) == {one.run.id: PAUSE}
 
 
-async def test_no_completion_and_no_request_touches_an_index(postgres: Postgres) -> None:
+async def test_no_completion_and_no_request_touches_an_index(apart: Postgres) -> None:
     """HOT: a new version of a row stays on its page if it has room, and no index hears of it; else none would."""
-    store = await postgres.fresh()
+    store = await apart.fresh()
     worker = await Worker.start(store)
     shares: list[int] = []
     while len(shares) < 5 and max(shares, default=0) <= 180:
         await create(store, *(new_run() for _ in range(200)))
         ends = [RunWrite(one.ref, [record(1)], _COMPLETE) for one in (await worker.claim()).runs]
         # What the claim has left behind is room when no transaction of the whole server is older.
-        ((latest,),) = postgres.rows("SELECT pg_current_xact_id()::text")
-        await postgres.until(_NONE_OLDER, latest)
+        ((latest,),) = apart.rows("SELECT pg_current_xact_id()::text")
+        await apart.until(_NONE_OLDER, latest)
         flush = store._use.call("commit_writes", *writes.parameters(worker.id, "flush", ends))
         updated, hot = await _updates(store, store._use.flushes["flush"], flush)
         assert updated == 200
         shares.append(hot)
     assert max(shares) > 180
-    postgres.rows("VACUUM durable.runs")
+    apart.rows("VACUUM durable.runs")
     _, one = await claimed(store)
     run = await read(store, one.run.id)
     asking = requesting._calls(store._use, run, one.wakes, CANCEL, Plan(run.state, requested=CANCEL))

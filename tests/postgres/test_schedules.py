@@ -251,20 +251,20 @@ def pages(postgres: Postgres, name: str, *values: str | None) -> int:
 
 
 @pytest.mark.parametrize("analyzed", ["before", "after"])
-async def test_P45_what_is_due_is_found_among_many_by_probes(postgres: Postgres, analyzed: str) -> None:
-    store = await postgres.fresh()
+async def test_P45_what_is_due_is_found_among_many_by_probes(apart: Postgres, analyzed: str) -> None:
+    store = await apart.fresh()
     tables = ("schedules", "ticks", "runs", "turns")
     for table in tables:
-        postgres.rows(f"ALTER TABLE durable.{table} SET (autovacuum_enabled = false)")
+        apart.rows(f"ALTER TABLE durable.{table} SET (autovacuum_enabled = false)")
     if analyzed == "after":
-        filled(postgres)
+        filled(apart)
     for table in tables:
-        postgres.rows(f"VACUUM ANALYZE durable.{table}")
+        apart.rows(f"VACUUM ANALYZE durable.{table}")
     if analyzed == "before":
-        filled(postgres)
+        filled(apart)
     marks, long_ago = ("\x1e", "\x1d"), "-infinity"
-    assert pages(postgres, "found_schedules", "0", *marks, "", long_ago, "", "200") < 20
-    assert pages(postgres, "schedules_rest", "0") < 20
+    assert pages(apart, "found_schedules", "0", *marks, "", long_ago, "", "200") < 20
+    assert pages(apart, "schedules_rest", "0") < 20
     due = [schedule(f"due{number:03}", overlap=Overlap.QUEUE) for number in range(50)]
     await put(store, *due)
     writes = [firing(one) for one in due]
@@ -273,11 +273,11 @@ async def test_P45_what_is_due_is_found_among_many_by_probes(postgres: Postgres,
     )
     names = "\x1e".join(one.spec.name for one in due)
     a_schedule = 40  # pages: itself, its ticks, and of one open run the row and its turn
-    assert pages(postgres, "found_schedules", "0", *marks, "", long_ago, "", "200") < 50 * a_schedule
-    assert pages(postgres, "found_schedules", "0", *marks, names, long_ago, "", "0") < 50 * a_schedule
-    assert pages(postgres, "hold_schedules", "0", *marks, names) < 50 * a_schedule
-    assert pages(postgres, "settle_ticks", "0", *marks, names) < 50 * a_schedule
-    assert pages(postgres, "list_schedules", "0", "far5", "100") < 200
-    assert pages(postgres, "ticks", "0", "busy", "0", "4000000000000000", "100") < 200
-    assert pages(postgres, "reopen_tick", "0", "busy", "0", "00000000-0000-0000-0000-000000000000") < 20
-    assert pages(postgres, "delete_schedule", "0", "far7") < 50
+    assert pages(apart, "found_schedules", "0", *marks, "", long_ago, "", "200") < 50 * a_schedule
+    assert pages(apart, "found_schedules", "0", *marks, names, long_ago, "", "0") < 50 * a_schedule
+    assert pages(apart, "hold_schedules", "0", *marks, names) < 50 * a_schedule
+    assert pages(apart, "settle_ticks", "0", *marks, names) < 50 * a_schedule
+    assert pages(apart, "list_schedules", "0", "far5", "100") < 200
+    assert pages(apart, "ticks", "0", "busy", "0", "4000000000000000", "100") < 200
+    assert pages(apart, "reopen_tick", "0", "busy", "0", "00000000-0000-0000-0000-000000000000") < 20
+    assert pages(apart, "delete_schedule", "0", "far7") < 50

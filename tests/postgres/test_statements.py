@@ -81,42 +81,42 @@ async def test_the_words_of_the_tables_are_those_of_the_model(postgres: Postgres
     assert set(re.findall(r"kind <> '(\w+)'", sql)) <= {kind.value for kind in Kind}
 
 
-async def test_the_documented_grants_are_enough_to_run(postgres: Postgres) -> None:
-    store = await postgres.fresh()
-    name = f"granted_{postgres.schema}"
-    postgres.rows(f"CREATE ROLE {name} LOGIN PASSWORD 'x'")
+async def test_the_documented_grants_are_enough_to_run(apart: Postgres) -> None:
+    store = await apart.fresh()
+    name = f"granted_{apart.schema}"
+    apart.rows(f"CREATE ROLE {name} LOGIN PASSWORD 'x'")
     try:
-        grants = re.sub(r"\bdurable\b", postgres.schema, (SQL / "grants.sql").read_text())
-        postgres.rows(grants.replace("durable_app", name))
-        for statement in statements("postgres", postgres.schema).values():
-            named = re.findall(r'"' + postgres.schema + r'"\.(\w+)', statement)
+        grants = re.sub(r"\bdurable\b", apart.schema, (SQL / "grants.sql").read_text())
+        apart.rows(grants.replace("durable_app", name))
+        for statement in statements("postgres", apart.schema).values():
+            named = re.findall(r'"' + apart.schema + r'"\.(\w+)', statement)
             sequences = [one for one in named if one.endswith("_seq")]
             for sequence in sequences:
-                query = f"SELECT has_sequence_privilege('{name}', '{postgres.schema}.{sequence}', 'USAGE')"
-                assert postgres.rows(query) == [(True,)]
-            called = re.findall(r'"' + postgres.schema + r'"\.(\w+)\((?=\s*(?:\$|CASE))', statement)
+                query = f"SELECT has_sequence_privilege('{name}', '{apart.schema}.{sequence}', 'USAGE')"
+                assert apart.rows(query) == [(True,)]
+            called = re.findall(r'"' + apart.schema + r'"\.(\w+)\((?=\s*(?:\$|CASE))', statement)
             for function in called:
-                assert postgres.rows(
+                assert apart.rows(
                     "SELECT has_function_privilege(%s, oid, 'execute') FROM pg_proc "
                     "WHERE pronamespace = %s::regnamespace AND proname = %s",
-                    *(name, postgres.schema, function),
+                    *(name, apart.schema, function),
                 ) == [(True,)]
             for table in set(named) - set(sequences) - set(called):
                 for right in ("SELECT", "INSERT", "UPDATE", "DELETE"):
-                    query = f"SELECT has_table_privilege('{name}', '{postgres.schema}.{table}', '{right}')"
-                    assert postgres.rows(query) == [(True,)]
+                    query = f"SELECT has_table_privilege('{name}', '{apart.schema}.{table}', '{right}')"
+                    assert apart.rows(query) == [(True,)]
         assert await store.create_runs([new_run()])
     finally:
-        postgres.rows(f"DROP OWNED BY {name}")
-        postgres.rows(f"DROP ROLE {name}")
+        apart.rows(f"DROP OWNED BY {name}")
+        apart.rows(f"DROP ROLE {name}")
 
 
-async def test_a_role_that_may_not_migrate_is_told_what_it_needs(postgres: Postgres) -> None:
-    with runtime_role(postgres.url, postgres.schema) as url:
-        store = await postgres.another(url)
+async def test_a_role_that_may_not_migrate_is_told_what_it_needs(apart: Postgres) -> None:
+    with runtime_role(apart.url, apart.schema) as url:
+        store = await apart.another(url)
         with pytest.raises(ConfigurationError, match="GRANT CREATE ON DATABASE"):
             await store.migrate()
-        other = PostgresStore(url, schema=f"{postgres.schema}_none")
+        other = PostgresStore(url, schema=f"{apart.schema}_none")
         await other.open()
         with pytest.raises(ConfigurationError, match="GRANT CREATE ON DATABASE"):
             await other.migrate()
@@ -134,7 +134,7 @@ async def test_a_role_without_rights_is_told_where_they_stand(postgres: Postgres
     postgres.rows("DROP SCHEMA elsewhere")
 
 
-async def test_a_schema_that_is_not_there_is_told_apart_from_an_outage(postgres: Postgres) -> None:
-    store = await postgres.bare()
+async def test_a_schema_that_is_not_there_is_told_apart_from_an_outage(apart: Postgres) -> None:
+    store = await apart.bare()
     with pytest.raises(SchemaOutdated, match="migrate"):
         await store.create_runs([new_run()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from psycopg import AsyncConnection, AsyncCursor, errors
@@ -26,7 +27,7 @@ async def version(connection: AsyncConnection[Any], schema: str) -> int:
         ) from None
 
 
-async def migrate(connection: AsyncConnection[Any], schema: str, migrations: list[Migration]) -> None:
+async def migrate(connection: AsyncConnection[Any], schema: str, migrations: Sequence[Migration]) -> None:
     """Apply what is missing, in one transaction, under a lock that others wait for.
 
     Raises:
@@ -56,7 +57,7 @@ def check(present: int, latest: int, schema: str) -> None:
         )
 
 
-async def _apply(connection: AsyncConnection[Any], schema: str, missing: list[Migration]) -> None:
+async def _apply(connection: AsyncConnection[Any], schema: str, missing: Sequence[Migration]) -> None:
     if missing and missing[0].version == 1:
         await _create_schema(connection, schema)
     for migration in missing:
@@ -65,7 +66,7 @@ async def _apply(connection: AsyncConnection[Any], schema: str, missing: list[Mi
         await _run(connection, record, str(migration.version), migration.name)
 
 
-def script(schema: str, missing: list[Migration]) -> str:
+def script(schema: str, missing: Sequence[Migration]) -> str:
     """What ``migrate`` does, for psql: nothing of it when a part fails, or when others have done it meanwhile."""
     if not missing:
         return ""

@@ -30,7 +30,7 @@ class Oversight(ABC):
     """A part of ``PostgresStore``, which has the connections."""
 
     _schema: str
-    _migrations: list[Migration]
+    _migrations: Sequence[Migration]
 
     @property
     @abstractmethod

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from durable.clock import ServerClock
@@ -106,7 +107,7 @@ class PostgresStore(Claiming, Reading, Schedules, Oversight):
         self._given_url, self._url = url, without_password(url)
         self._prepare_threshold = prepare_threshold
         self._pool_size = pool_size
-        self._statements = _prepared(statements("postgres", schema))
+        self._statements = _prepared(schema)
         self._migrations = migrations("postgres", schema)
         self._clock = ServerClock()
         self._lease = LeaseConnection(self._server, self._statements["renew"])
@@ -422,12 +423,12 @@ class PostgresStore(Claiming, Reading, Schedules, Oversight):
         return self._use.call(name, *parameters)
 
 
-def _prepared(statements: Mapping[str, str]) -> dict[str, bytes]:
+@cache
+def _prepared(schema: str) -> Mapping[str, bytes]:
     """What is sent: with the two claims once more for one run, which they look up by its id."""
-    marked = [
-        (name + ONLY, sql.replace(_MARK, "AND r.id = $10::uuid")) for name, sql in statements.items() if _MARK in sql
-    ]
-    return {name: _without_comments(sql) for name, sql in (*statements.items(), *marked)}
+    found = statements("postgres", schema)
+    marked = [(name + ONLY, sql.replace(_MARK, "AND r.id = $10::uuid")) for name, sql in found.items() if _MARK in sql]
+    return {name: _without_comments(sql) for name, sql in (*found.items(), *marked)}
 
 
 def _without_comments(sql: str) -> bytes:

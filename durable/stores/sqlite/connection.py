@@ -10,7 +10,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -146,7 +146,7 @@ class Connection:
         if self._raw.in_transaction:
             self._raw.execute("ROLLBACK")
 
-    def migrate(self, migrations: list[Migration], now: Callable[[], int]) -> None:
+    def migrate(self, migrations: Sequence[Migration], now: Callable[[], int]) -> None:
         """Apply those of ``migrations`` that are missing, in one transaction."""
         self.begin()
         try:
@@ -288,7 +288,7 @@ def _check_existing(path: Path) -> None:
         raise StoreUnavailable(f"{path.parent} cannot be written by this user: SQLite keeps its log beside {path.name}")
 
 
-def script(missing: list[Migration]) -> str:
+def script(missing: Sequence[Migration]) -> str:
     """What ``migrate`` does, for SQLite's own shell."""
     applied = "INSERT INTO durable_schema VALUES ({}, '{}', CAST(strftime('%s', 'now') AS INTEGER) * 1000000);"
     parts = (f"{migration.sql.rstrip()}\n{applied.format(*migration[:2])}" for migration in missing)
