@@ -50,6 +50,8 @@ class PostgresHarness:
 
     async def fresh(self) -> PostgresStore:
         await self._connection.execute(emptying(_SCHEMA))
+        for store in self._shared:  # with limits that it has not read a store claims nothing that it creates
+            await store.queues()
         return self._shared[0]
 
     async def bare(self) -> PostgresStore:

@@ -201,10 +201,10 @@ async def test_who_triggers_in_sql_tells_the_workers_with_its_commit(postgres: P
 # -- a database trigger, as an application would write it -----------------------------------------
 
 
-async def test_a_table_can_trigger_workflows(postgres: Postgres) -> None:
-    store = await postgres.fresh()
-    schema = postgres.schema
-    postgres.rows(
+async def test_a_table_can_trigger_workflows(apart: Postgres) -> None:
+    store = await apart.fresh()
+    schema = apart.schema
+    apart.rows(
         f"""
         CREATE TABLE durable.orders (id text PRIMARY KEY);
         CREATE FUNCTION durable.on_order() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -214,7 +214,7 @@ async def test_a_table_can_trigger_workflows(postgres: Postgres) -> None:
         CREATE TRIGGER on_order AFTER INSERT ON durable.orders FOR EACH ROW EXECUTE FUNCTION durable.on_order()
         """
     )
-    postgres.rows("INSERT INTO durable.orders VALUES ('a'), ('b')")
+    apart.rows("INSERT INTO durable.orders VALUES ('a'), ('b')")
     assert sorted(one.run.input or "" for one in (await (await Worker.start(store)).claim()).runs) == ['"a"', '"b"']
 
 

@@ -57,15 +57,15 @@ def test_every_statement_is_used() -> None:
     assert [name for name in statements("postgres") if f'"{name}"' not in code] == []
 
 
-async def test_the_schema_is_the_one_on_record(postgres: Postgres) -> None:
+async def test_the_schema_is_the_one_on_record(apart: Postgres) -> None:
     """A change of the schema shows in a review as a change of ``schema.txt``; a release's migrations never change."""
-    await postgres.fresh()
+    await apart.fresh()
     lines: list[str] = []
     for title, query in CATALOG.items():
         lines.append(f"-- {title}")
-        for row in postgres.rows(query, postgres.schema):
+        for row in apart.rows(query, apart.schema):
             lines.append(" | ".join(str(value) for value in row if value is not None))
-    found = "\n".join(lines).replace(f"{postgres.schema}.", "durable.") + "\n"
+    found = "\n".join(lines).replace(f"{apart.schema}.", "durable.") + "\n"
     assert found == SNAPSHOT.read_text("utf-8")
 
 
