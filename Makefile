@@ -24,7 +24,7 @@ BENCH_STAMP := $(BENCH_VENV)/.installed
 SOURCES := $(wildcard durable tests examples benchmarks)
 # More processes than this suite's two cores: it waits for commits, leases and child processes more than it computes.
 # Of tests/chaos the small forms; each gate with its control takes minutes: `make chaos-quick`.
-PYTEST := $(BIN)/pytest -n 4 --dist loadgroup --ignore=tests/chaos/test_chaos.py
+PYTEST := $(BIN)/pytest -n 3 --dist loadgroup --ignore=tests/chaos/test_chaos.py
 
 .PHONY: help
 help:  ## Show the targets

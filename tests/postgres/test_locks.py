@@ -17,7 +17,7 @@ from durable.model import DeadLetter, Outcome, Reaped, RunWrite, State
 from durable.stores.postgres import PostgresStore, connections, sessions
 from durable.stores.postgres.wire import Call
 from durable.testing._servers import url_with
-from durable.testing.conformance.harness import Worker, claimed, create, new_run, read, record
+from durable.testing.conformance.harness import LONG_AGO, Worker, claimed, create, new_run, read, record
 from tests.postgres.conftest import Postgres
 
 _COMPLETE = states.complete(State.RUNNING, '{"ok": true}')
@@ -68,7 +68,7 @@ async def test_a_claim_passes_by_a_run_that_is_changed_meanwhile_and_asks_to_be_
     """It would be short for no lack of runs, and its worker would sleep."""
     store = await postgres.fresh()
     worker = await Worker.start(store)
-    changed, other = await create(store, new_run(), new_run())
+    changed, other = await create(store, new_run(ready_at=LONG_AGO), new_run())
     with postgres.sql.transaction():
         postgres.rows("SELECT FROM durable.workers WHERE id = %s FOR UPDATE", worker.id)
         claim = asyncio.create_task(worker.claim(limit=1))

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from itertools import count
 from typing import Any
 from uuid import uuid4
 
@@ -24,8 +25,12 @@ _COMPLETE = states.complete(State.RUNNING, "1")
 _RELEASE = states.release(State.RUNNING)
 
 
+_ages = count()
+
+
 def mail(**other: Any) -> NewRun:
-    return new_run(queue="mails", **other)
+    """A run that is due a millisecond after the one before."""
+    return new_run(queue="mails", ready_at=LONG_AGO + timedelta(milliseconds=next(_ages)), **other)
 
 
 def park(run: ClaimedRun) -> RunWrite:
@@ -188,7 +193,7 @@ async def test_P36_a_run_that_parks_leaves_its_place(postgres: Postgres) -> None
 async def test_P36_a_run_of_a_full_key_stands_in_nobodys_way(postgres: Postgres) -> None:
     store = await postgres.fresh()
     await store.put_queues([Queue("mails", per_key=1)])
-    full = [mail(limit_key="a", ready_at=LONG_AGO + timedelta(seconds=number)) for number in range(300)]
+    full = [mail(limit_key="a") for _ in range(300)]
     free = mail(limit_key="b")
     await create(store, *full, free)
     worker = await Worker.start(store)

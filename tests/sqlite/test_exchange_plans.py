@@ -1,4 +1,4 @@
-"""Signals, events, children and effects cost with 20,000 runs what they cost with 500; see ``test_plans``."""
+"""Signals, events, children and effects cost with 10,000 runs what they cost with 500; see ``test_plans``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from durable.stores.sqlite import SQLiteStore
 from tests.sqlite.peer import ROUTE, new_runs, step
 from tests.sqlite.test_plans import BATCH, EVERY, Counted, built_once, filled
 
-MANY, FEW = 20_000, 500
+MANY, FEW = 10_000, 500
 
 # What every run has, of each kind: read and unread signals, a wait, an entry of the log, an effect, a child.
 FILL = """

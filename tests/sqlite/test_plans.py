@@ -1,4 +1,4 @@
-"""With 50,000 runs the hot calls do the work that they do with 500: counted in SQLite's own instructions.
+"""With 20,000 runs the hot calls do the work that they do with 500: counted in SQLite's own instructions.
 
 EXPLAIN QUERY PLAN does not show what a trigger does, and the writing verbs are triggers. So the test counts the
 instructions of the virtual machine, which no other load on this machine can disturb.
@@ -21,7 +21,7 @@ from durable.stores.sqlite import SQLiteStore
 from tests.sqlite.peer import ROUTE, new_runs, step
 
 EVERY = 10  # instructions between two counts
-MANY, FEW = 50_000, 500
+MANY, FEW = 20_000, 500
 BATCH = 50
 ERROR = '{"error_type":"ValueError","message":"no such card"}'
 

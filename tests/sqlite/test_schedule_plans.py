@@ -1,4 +1,4 @@
-"""Schedules cost with 20,000 of them, and of their runs, what they cost with 500; see ``test_plans``."""
+"""Schedules cost with 10,000 of them, and of their runs, what they cost with 500; see ``test_plans``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from durable.testing.conformance.harness import LONG_AGO, NEVER
 from durable.testing.conformance.schedules import TICK, firing, put, schedule
 from tests.sqlite.test_plans import EVERY, Counted, built_once, filled
 
-MANY, FEW = 20_000, 500
+MANY, FEW = 10_000, 500
 DUE = 50
 
 # As many schedules that are far off as there are runs; of one schedule a fifth of the runs, of which one has not ended.
