@@ -22,7 +22,7 @@ BENCH_VENV := .venv-bench
 BENCH := $(BENCH_VENV)/bin/python -m benchmarks
 BENCH_STAMP := $(BENCH_VENV)/.installed
 SOURCES := $(wildcard durable tests examples benchmarks)
-# More processes than this suite's two cores: it waits for commits, leases and child processes more than it computes.
+# One process more than two cores: it computes while others wait for commits, leases and children. A fourth gains nothing.
 # Of tests/chaos the small forms; each gate with its control takes minutes: `make chaos-quick`.
 PYTEST := $(BIN)/pytest -n 3 --dist loadgroup --ignore=tests/chaos/test_chaos.py
 

@@ -33,7 +33,11 @@ DOCKER_IMAGE = "postgres:17-alpine"
 # What an operator would have, against what ordinary tests can do without: they lose nothing in a crash.
 _DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
 _FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-_SETTINGS = {"max_connections": "400", "timezone": "UTC", "lc_messages": "C"}
+_SETTINGS = {
+    "max_connections": "400",  # several test processes at once, each with stores of eight connections
+    "timezone": "UTC",
+    "lc_messages": "C",
+}
 _PROC = Path("/proc/self/task")  # Linux; elsewhere there is always a ps
 _START_TIMEOUT = 60.0  # seconds; a start takes one, crash recovery on a slow disk several
 

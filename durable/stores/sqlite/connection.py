@@ -10,7 +10,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,7 +55,7 @@ class Connection:
         ConfigurationError: It is not a database, or this SQLite is too old.
     """
 
-    def __init__(self, path: Path, statements: dict[str, str], patience: float) -> None:
+    def __init__(self, path: Path, statements: Mapping[str, str], patience: float) -> None:
         if sqlite3.sqlite_version_info < _OLDEST:
             raise ConfigurationError(
                 f"SQLite {'.'.join(map(str, _OLDEST))} or newer is needed, this Python has {sqlite3.sqlite_version}"

@@ -86,7 +86,7 @@ class SQLiteStore(Exchange, Schedules, Oversight):
         self._opening: asyncio.Future[None] | None = None
         self._thread: StoreThread | None = None
         self._connection: Connection | None = None
-        self._statements: dict[str, str] = {}
+        self._statements = statements("sqlite")
         self._renewing = threading.Lock()
         self._renewer: Connection | None = None
         self._turn = 0  # which route the next claim begins with
@@ -114,7 +114,6 @@ class SQLiteStore(Exchange, Schedules, Oversight):
         self._opened += 1
         if self._opened == 1:
             self._process = os.getpid()
-            self._statements = dict(statements("sqlite"))
             self._thread = StoreThread(f"durable-sqlite-{self._path.name}", _LOOK_EVERY)
             self._opening = self._thread.call(self._connect)
             self._transactions = Transactions(self._connect_another, self._flush_one)
